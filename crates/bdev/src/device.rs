@@ -1,0 +1,216 @@
+//! The trait that backends implement, and the handle that everyone else uses.
+
+use cobalt_dma::{Buf, Slice};
+use cobalt_reactor::sync::{OneReceiver, OneSender, Semaphore, oneshot};
+use smallvec::SmallVec;
+use std::cell::Cell;
+use std::rc::Rc;
+
+/// What a device is. Backends answer truthfully: durability rests on `volatile_cache`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identify {
+    /// Backend and what it opened, as `status` shows it: `uring (O_DIRECT) data/t0`.
+    pub backend: String,
+    /// Size in bytes.
+    pub size: u64,
+    /// Smallest unit of reading and writing, in bytes; offsets, lengths and memory are aligned to it.
+    pub block_size: u32,
+    /// Whether completed writes need a flush to survive a power cut.
+    pub volatile_cache: bool,
+    /// Bytes that are written whole or not at all.
+    pub atomic_write: u32,
+    /// Most operations in flight.
+    pub depth: u32,
+    /// Most bytes in one read or write.
+    pub transfer_max: u32,
+    /// Whether `deallocate` does anything.
+    pub deallocate: bool,
+}
+
+/// Bytes of one write: consecutive slices, each a multiple of the block size in length.
+pub type WriteData = SmallVec<[Slice; 4]>;
+
+/// One operation. Offsets and lengths in bytes.
+#[derive(Debug)]
+pub enum Op {
+    /// Fills the whole buffer from `offset`.
+    Read { offset: u64, buf: Buf },
+    /// Writes the slices one after the other at `offset`; with `fua`, durable when complete.
+    Write { offset: u64, data: WriteData, fua: bool },
+    /// Every write that was complete before this was submitted is durable when it completes.
+    Flush,
+    /// The range's content is no longer needed; what a read of it returns is undefined.
+    Deallocate { offset: u64, len: u64 },
+}
+
+/// Why an operation failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IoError {
+    /// The device or the system reported an error (an errno, a status code).
+    #[error("{op} of {len} bytes at {offset:#x} failed: {reason}")]
+    Failed { op: &'static str, offset: u64, len: u64, reason: String },
+    /// The host's file system has no room for a sparse file's block. The device itself is well.
+    #[error("the file system under the device is full: write of {len} bytes at {offset:#x}")]
+    HostFull { offset: u64, len: u64 },
+    /// The operation is outside of the device or not aligned to its blocks: our mistake, refused before it ran.
+    #[error("{op} of {len} bytes at {offset:#x} is outside of the device or unaligned")]
+    Invalid { op: &'static str, offset: u64, len: u64 },
+    /// The device is gone.
+    #[error("the device is gone")]
+    Gone,
+}
+
+/// The answer to one operation: sent exactly once, with the buffer of a read.
+pub struct Done(OneSender<Result<Option<Buf>, IoError>>);
+
+impl Done {
+    /// Answers. The backend has let go of all of the operation's memory but `buf`.
+    pub fn send(self, result: Result<Option<Buf>, IoError>) {
+        self.0.send(result);
+    }
+}
+
+/// An operation on its way, with where its answer goes. The backend owns its memory until then (I7).
+pub struct Io {
+    /// What to do.
+    pub op: Op,
+    /// Where the answer goes.
+    pub done: Done,
+}
+
+/// A backend. Submission never blocks and never fails: every `Io` is answered through its `done`,
+/// also when the task that waits for it is gone.
+pub trait Bdev {
+    /// What the device is.
+    fn identify(&self) -> &Identify;
+    /// Takes an operation. At most `identify().depth` are in flight; [`Device`] sees to that.
+    fn submit(&self, io: Io);
+}
+
+/// Exact counts of what was asked of a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IoCounters {
+    pub reads: u64,
+    pub read_bytes: u64,
+    pub writes: u64,
+    pub write_bytes: u64,
+    pub flushes: u64,
+    pub deallocates: u64,
+    pub errors: u64,
+}
+
+/// A handle to a device on this reactor: awaits queue room, submits, awaits the answer.
+#[derive(Clone)]
+pub struct Device {
+    bdev: Rc<dyn Bdev>,
+    room: Semaphore,
+    counters: Rc<Cell<IoCounters>>,
+}
+
+impl Device {
+    /// Wraps a backend.
+    pub fn new(bdev: Rc<dyn Bdev>) -> Device {
+        let depth = u64::from(bdev.identify().depth);
+        Device { bdev, room: Semaphore::new(depth), counters: Rc::default() }
+    }
+
+    /// What the device is.
+    pub fn identify(&self) -> &Identify {
+        self.bdev.identify()
+    }
+
+    /// The counters now.
+    pub fn counters(&self) -> IoCounters {
+        self.counters.get()
+    }
+
+    /// Operations in flight now.
+    pub fn in_flight(&self) -> u64 {
+        self.room.limit() - self.room.available()
+    }
+
+    /// Fills `buf` from byte `offset`.
+    ///
+    /// # Errors
+    /// [`IoError`]; the buffer goes back to its arena.
+    pub async fn read(&self, offset: u64, buf: Buf) -> Result<Buf, IoError> {
+        let len = buf.len() as u64;
+        self.check("read", offset, len)?;
+        self.count(|c| {
+            c.reads += 1;
+            c.read_bytes += len;
+        });
+        let buf = self.run(Op::Read { offset, buf }).await?;
+        match buf {
+            Some(buf) => Ok(buf),
+            None => unreachable!("a read answers with its buffer"),
+        }
+    }
+
+    /// Writes `data` at byte `offset`; with `fua`, durable when this returns.
+    ///
+    /// # Errors
+    /// [`IoError`]; what is on the device then is unknown.
+    pub async fn write(&self, offset: u64, data: WriteData, fua: bool) -> Result<(), IoError> {
+        let len = data.iter().map(|s| s.len() as u64).sum();
+        self.check("write", offset, len)?;
+        self.count(|c| {
+            c.writes += 1;
+            c.write_bytes += len;
+        });
+        self.run(Op::Write { offset, data, fua }).await.map(drop)
+    }
+
+    /// Makes every write that completed before this call durable. Answers at once where no volatile cache exists.
+    ///
+    /// # Errors
+    /// [`IoError`]; the state of all unflushed writes is unknown then.
+    pub async fn flush(&self) -> Result<(), IoError> {
+        if !self.identify().volatile_cache {
+            return Ok(());
+        }
+        self.count(|c| c.flushes += 1);
+        self.run(Op::Flush).await.map(drop)
+    }
+
+    /// Says that `len` bytes at `offset` are no longer needed.
+    ///
+    /// # Errors
+    /// [`IoError`].
+    pub async fn deallocate(&self, offset: u64, len: u64) -> Result<(), IoError> {
+        self.check("deallocate", offset, len)?;
+        if !self.identify().deallocate {
+            return Ok(());
+        }
+        self.count(|c| c.deallocates += 1);
+        self.run(Op::Deallocate { offset, len }).await.map(drop)
+    }
+
+    async fn run(&self, op: Op) -> Result<Option<Buf>, IoError> {
+        let permit = self.room.acquire(1).await;
+        let (done, answer): (_, OneReceiver<_>) = oneshot();
+        self.bdev.submit(Io { op, done: Done(done) });
+        let result = answer.await.unwrap_or(Err(IoError::Gone));
+        drop(permit);
+        if result.is_err() {
+            self.count(|c| c.errors += 1);
+        }
+        result
+    }
+
+    fn check(&self, op: &'static str, offset: u64, len: u64) -> Result<(), IoError> {
+        let id = self.identify();
+        let block = u64::from(id.block_size);
+        let fits = offset.checked_add(len).is_some_and(|end| end <= id.size);
+        if !fits || !offset.is_multiple_of(block) || !len.is_multiple_of(block) || len == 0 {
+            return Err(IoError::Invalid { op, offset, len });
+        }
+        Ok(())
+    }
+
+    fn count(&self, f: impl FnOnce(&mut IoCounters)) {
+        let mut counters = self.counters.get();
+        f(&mut counters);
+        self.counters.set(counters);
+    }
+}

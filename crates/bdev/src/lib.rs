@@ -1,0 +1,9 @@
+//! The block device: read, write, flush, deallocate and identify over owned buffers, with an answer
+//! for every operation. Everything that stores bytes goes through here; what is behind it (a file,
+//! a block device, memory, later an NVMe queue pair) is named by a URI.
+
+mod device;
+mod mem;
+
+pub use device::{Bdev, Device, Done, Identify, Io, IoCounters, IoError, Op, WriteData};
+pub use mem::MemBdev;

@@ -1,0 +1,195 @@
+//! Owned buffers and shared slices of an arena.
+
+use crate::PIECE_MIN;
+use crate::arena::Inner;
+use std::fmt;
+use std::ops::{Deref, DerefMut, Range};
+use std::sync::Arc;
+
+/// A buffer with one owner, 4 KiB aligned. Its content is whatever was there before.
+pub struct Buf {
+    block: Block,
+    len: usize,
+}
+
+/// A piece of a frozen buffer; clones share it, and nobody can write it any more.
+#[derive(Clone)]
+pub struct Slice {
+    block: Arc<Block>,
+    start: usize,
+    len: usize,
+}
+
+/// A block of an arena, given back when it is dropped.
+struct Block {
+    arena: Arc<Inner>,
+    page: u32,
+    order: usize,
+}
+
+impl Block {
+    fn ptr(&self) -> *mut u8 {
+        self.arena.map.at(self.page as usize * PIECE_MIN).as_ptr()
+    }
+    fn capacity(&self) -> usize {
+        PIECE_MIN << self.order
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        self.arena.give(self.page, self.order);
+    }
+}
+
+impl Buf {
+    pub(crate) fn new(arena: Arc<Inner>, page: u32, order: usize, len: usize) -> Buf {
+        Buf { block: Block { arena, page, order }, len }
+    }
+
+    /// Bytes that the buffer can hold: a power of two, at least 4,096.
+    pub fn capacity(&self) -> usize {
+        self.block.capacity()
+    }
+
+    /// Sets the length, up to the capacity. Bytes beyond the old length are whatever they were.
+    pub fn set_len(&mut self, len: usize) {
+        assert!(len <= self.capacity(), "{len} bytes do not fit a buffer of {}", self.capacity());
+        self.len = len;
+    }
+
+    /// Ends writing: from here on the bytes are shared and constant.
+    pub fn freeze(self) -> Slice {
+        let len = self.len;
+        Slice { block: Arc::new(self.block), start: 0, len }
+    }
+}
+
+impl Deref for Buf {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the block is inside the arena's mapping, initialised by the kernel, and this buffer
+        // is its only owner until it is dropped; `len` is at most its capacity.
+        #[expect(unsafe_code)]
+        unsafe {
+            std::slice::from_raw_parts(self.block.ptr(), self.len)
+        }
+    }
+}
+
+impl DerefMut for Buf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as for `deref`; `&mut self` proves that no other reference exists.
+        #[expect(unsafe_code)]
+        unsafe {
+            std::slice::from_raw_parts_mut(self.block.ptr(), self.len)
+        }
+    }
+}
+
+impl fmt::Debug for Buf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Buf({} of {} bytes)", self.len, self.capacity())
+    }
+}
+
+impl Slice {
+    /// The bytes of `range`, which share this slice's memory.
+    pub fn slice(&self, range: Range<usize>) -> Slice {
+        assert!(
+            range.start <= range.end && range.end <= self.len,
+            "{range:?} is outside of {} bytes",
+            self.len
+        );
+        Slice { block: self.block.clone(), start: self.start + range.start, len: range.end - range.start }
+    }
+
+    /// The buffer again, if this slice is the last to share it. Its length is the slice's end.
+    ///
+    /// # Errors
+    /// The slice itself while others share it.
+    pub fn try_thaw(self) -> Result<Buf, Slice> {
+        let (start, len) = (self.start, self.len);
+        match Arc::try_unwrap(self.block) {
+            Ok(block) => Ok(Buf { block, len: start + len }),
+            Err(block) => Err(Slice { block, start, len }),
+        }
+    }
+}
+
+impl Deref for Slice {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the block was initialised and frozen; nobody holds it mutably while a `Slice` exists,
+        // and `slice` keeps start + len within its capacity.
+        #[expect(unsafe_code)]
+        unsafe {
+            std::slice::from_raw_parts(self.block.ptr().wrapping_add(self.start), self.len)
+        }
+    }
+}
+
+impl AsRef<[u8]> for Slice {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl fmt::Debug for Slice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Slice({} bytes)", self.len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Arena, ArenaConfig};
+
+    fn arena() -> Arena {
+        Arena::new(ArenaConfig { limit: 4 << 20 }).expect("map 4 MiB")
+    }
+
+    #[test]
+    fn a_full_arena_says_so_and_memory_comes_back() {
+        let arena = arena();
+        let all: Vec<_> = (0..4).map(|_| arena.try_alloc(1 << 20).expect("room")).collect();
+        assert!(arena.try_alloc(1).is_none());
+        drop(all);
+        assert_eq!(arena.stats().in_use, 0);
+        assert_eq!(arena.stats().high_water, 4 << 20);
+        assert!(arena.try_alloc(4 << 20).is_some());
+    }
+
+    #[test]
+    fn a_slice_keeps_the_memory_until_the_last_reader_is_gone() {
+        let arena = arena();
+        let mut buf = arena.try_alloc(5000).expect("room");
+        buf.fill(7);
+        let slice = buf.freeze();
+        let part = slice.slice(4000..5000);
+        drop(slice);
+        assert_eq!(arena.stats().in_use, 8192);
+        assert!(part.iter().all(|b| *b == 7) && part.len() == 1000);
+        let buf = part.try_thaw().expect("the last reader");
+        assert_eq!(buf.len(), 5000);
+    }
+
+    #[test]
+    fn waiters_are_served_in_turn() {
+        use std::future::Future;
+        use std::pin::pin;
+        use std::task::{Context, Poll, Waker};
+        let arena = arena();
+        let held = arena.try_alloc(4 << 20).expect("room");
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut first = pin!(arena.alloc(4 << 20));
+        let mut second = pin!(arena.alloc(4096));
+        assert!(first.as_mut().poll(&mut cx).is_pending());
+        assert!(second.as_mut().poll(&mut cx).is_pending());
+        drop(held);
+        assert!(second.as_mut().poll(&mut cx).is_pending(), "the second may not overtake the first");
+        let Poll::Ready(buf) = first.as_mut().poll(&mut cx) else { panic!("the first was next") };
+        drop(buf);
+        assert!(second.as_mut().poll(&mut cx).is_ready());
+    }
+}
