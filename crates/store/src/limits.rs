@@ -1,0 +1,91 @@
+//! Every limit of a target in one place (I8). Full is a normal answer, never an allocation without bound.
+
+use std::time::Duration;
+
+/// Limits of one open target. Sizes in bytes unless the name says otherwise.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Memory for tree nodes.
+    pub node_cache: u64,
+    /// Dirty tree nodes that start a checkpoint.
+    pub dirty_max: u64,
+    /// Part of the journal, in percent, that starts a checkpoint when it is filled or promised.
+    pub journal_fill_pct: u64,
+    /// Payload of one journal record: one group commit.
+    pub group_bytes: u64,
+    /// Transactions in one group commit.
+    pub group_txs: usize,
+    /// Transactions that wait for a group.
+    pub queue_txs: usize,
+    /// Transactions that wait for journal space; the next one is told `Busy`.
+    pub admission_waiters: usize,
+    /// Data bytes of one transaction.
+    pub tx_data: u64,
+    /// Encoded size of what one catalogue transaction changes.
+    pub ctg_tx: u64,
+    /// Journal space that only deletes, catalogues and checkpoints may use.
+    pub reserve_delete: u64,
+    /// Journal space that only checkpoints may use.
+    pub reserve_checkpoint: u64,
+    /// Extent-map rows freed by one step of a delete.
+    pub free_step_rows: u32,
+    /// Tombstones dropped by one step after a fence.
+    pub fence_step_rows: u32,
+    /// Allocation groups whose free extents are in memory.
+    pub groups_loaded: usize,
+    /// Reads in flight.
+    pub reads: u64,
+    /// How long a durable group waits for a follower before an empty record says that it is durable.
+    pub quiet: Duration,
+    /// Whether freed blocks are deallocated on devices that can.
+    pub trim: bool,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            node_cache: 256 << 20,
+            dirty_max: 64 << 20,
+            journal_fill_pct: 40,
+            group_bytes: 1 << 20,
+            group_txs: 256,
+            queue_txs: 4096,
+            admission_waiters: 4096,
+            tx_data: 4 << 20,
+            ctg_tx: 256 << 10,
+            reserve_delete: 512 << 10,
+            reserve_checkpoint: 64 << 10,
+            free_step_rows: 256,
+            fence_step_rows: 256,
+            groups_loaded: 64,
+            reads: 256,
+            quiet: Duration::from_millis(10),
+            trim: true,
+        }
+    }
+}
+
+impl Limits {
+    /// A set so small that tests reach every limit.
+    pub fn tiny() -> Limits {
+        Limits {
+            node_cache: 64 << 10,
+            dirty_max: 48 << 10,
+            journal_fill_pct: 40,
+            group_bytes: 16 << 10,
+            group_txs: 4,
+            queue_txs: 16,
+            admission_waiters: 64,
+            tx_data: 256 << 10,
+            ctg_tx: 8 << 10,
+            reserve_delete: 40 << 10,
+            reserve_checkpoint: 16 << 10,
+            free_step_rows: 2,
+            fence_step_rows: 2,
+            groups_loaded: 2,
+            reads: 4,
+            quiet: Duration::from_millis(10),
+            trim: true,
+        }
+    }
+}

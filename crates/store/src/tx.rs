@@ -1,0 +1,65 @@
+//! Transactions as proof values (I1).
+
+use cobalt_base::Lsn;
+
+/// What a transaction is for. Journal space is kept back for the later classes, so that a full
+/// target can still be emptied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TxClass {
+    /// A write.
+    Write,
+    /// A catalogue change.
+    Cas,
+    /// A delete or a fence.
+    Delete,
+    /// The naming of a checkpoint.
+    Checkpoint,
+}
+
+/// Consecutive blocks of the data region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct Extent {
+    /// First block.
+    pub start: u64,
+    /// Blocks.
+    pub blocks: u32,
+}
+
+/// Blocks reserved by a transaction, in the order in which its bytes fill them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extents(pub(crate) Vec<Extent>);
+
+impl Extents {
+    /// The pieces.
+    pub fn pieces(&self) -> &[Extent] {
+        &self.0
+    }
+}
+
+/// An open transaction. Dropping it drops its reservations and leaves no trace.
+pub struct Tx {}
+
+/// A closed transaction: its write set is final. Dropping it leaves no trace.
+pub struct SealedTx {
+    pub(crate) tx: Tx,
+}
+
+/// Proof that the bytes of one transaction are durable on the data device.
+#[must_use = "a proof that nobody takes proves nothing"]
+pub struct DataStable {
+    pub(crate) tx: u64,
+}
+
+/// Proof that a transaction is durable and applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a proof that nobody takes proves nothing"]
+pub struct Committed {
+    pub(crate) lsn: Lsn,
+}
+
+impl Committed {
+    /// The transaction's place in the order of all.
+    pub fn lsn(&self) -> Lsn {
+        self.lsn
+    }
+}
