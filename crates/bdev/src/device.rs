@@ -154,6 +154,12 @@ impl Device {
     pub async fn write(&self, offset: u64, data: WriteData, fua: bool) -> Result<(), IoError> {
         let len = data.iter().map(|s| s.len() as u64).sum();
         self.check("write", offset, len)?;
+        let block = self.identify().block_size as usize;
+        // Direct I/O wants memory aligned as well; every backend refuses alike.
+        if !data.iter().all(|s| s.len().is_multiple_of(block) && (s.as_ptr() as usize).is_multiple_of(block))
+        {
+            return Err(IoError::Invalid { op: "write", offset, len });
+        }
         self.count(|c| {
             c.writes += 1;
             c.write_bytes += len;

@@ -4,6 +4,18 @@
 
 mod device;
 mod mem;
+mod open;
+mod overlay;
+mod target;
+mod threads;
+mod uri;
+mod uring;
+mod volatile;
 
 pub use device::{Bdev, Device, Done, Identify, Io, IoCounters, IoError, Op, WriteData};
 pub use mem::MemBdev;
+pub use open::{Engine, OpenError, OpenMode, open_uri};
+pub use threads::Threads;
+pub use uri::{DeviceKind, DeviceUri, UriError};
+pub use uring::Uring;
+pub use volatile::VolatileCache;

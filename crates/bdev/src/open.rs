@@ -1,0 +1,306 @@
+//! Opening a device by its URI: find, lock, measure, and put the best backend over it.
+
+use crate::device::{Bdev, Device};
+use crate::mem::MemBdev;
+use crate::target::{Target, block_size, queue_attribute, volatile_cache};
+use crate::threads::{Threads, punch};
+use crate::uri::{DeviceKind, DeviceUri};
+use crate::uring::Uring;
+use crate::volatile::VolatileCache;
+use cobalt_base::ByteSize;
+use cobalt_dma::Arena;
+use cobalt_reactor::{Ctx, Poller};
+use nix::fcntl::{FallocateFlags, fallocate};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Seek, SeekFrom};
+use std::os::linux::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+/// A file system's block: what a device's size is a multiple of.
+const SIZE_UNIT: u64 = 4096;
+/// Pause between two attempts to lock.
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
+/// How to open a device.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenMode {
+    /// Make a `file:` that does not exist, or is empty, in its size.
+    pub create: bool,
+    /// How long to wait for another process to let go of it. A killed process lets go when the kernel
+    /// has finished its last operation.
+    pub lock_wait: Duration,
+    /// What drives it.
+    pub engine: Engine,
+}
+
+/// What drives a file or block device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// io_uring; threads where the kernel refuses it.
+    Auto,
+    /// Threads, as if the kernel refused io_uring.
+    Threads,
+}
+
+impl Default for OpenMode {
+    fn default() -> OpenMode {
+        OpenMode { create: false, lock_wait: Duration::from_secs(10), engine: Engine::Auto }
+    }
+}
+
+/// Why a device cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("{} does not exist: `cobalt format` creates it, or correct the path", .path.display())]
+    Missing { path: PathBuf },
+    #[error("{} is a directory: name a file or a block device", .path.display())]
+    Directory { path: PathBuf },
+    #[error("{} is neither a file nor a block device", .path.display())]
+    WrongKind { path: PathBuf },
+    #[error("{} may not be read and written by this user: change its owner or mode", .path.display())]
+    Permission { path: PathBuf },
+    #[error("{} is held by {holder}: stop that, or name another device", .path.display())]
+    Locked { path: PathBuf, holder: String },
+    #[error("{} has {len} bytes, and size={size} is asked for: correct the size, or remove the file if nothing in it is needed", .path.display())]
+    TooSmall { path: PathBuf, len: u64, size: ByteSize },
+    #[error("{} is to be created without a size: add ?size=8GiB to its URI", .path.display())]
+    SizeNeeded { path: PathBuf },
+    #[error("{} is empty: `cobalt format` gives it its size, or correct the path", .path.display())]
+    Empty { path: PathBuf },
+    #[error("no room for {size} at {}: free some, choose a smaller size, or add sparse=true to take it as it is needed", .path.display())]
+    HostFull { path: PathBuf, size: ByteSize },
+    #[error("{what} {} failed", .path.display())]
+    System { path: PathBuf, what: &'static str, source: io::Error },
+    #[error("no memory for the volatile cache")]
+    Memory { source: io::Error },
+}
+
+/// Opens the device that `uri` names. `arena` is the memory that most of its I/O will use.
+///
+/// # Errors
+/// [`OpenError`].
+pub async fn open_uri(
+    ctx: &Ctx,
+    arena: &Arena,
+    uri: &DeviceUri,
+    mode: OpenMode,
+) -> Result<Device, OpenError> {
+    let bdev: Rc<dyn Bdev> = match &uri.kind {
+        DeviceKind::Mem { size } => Rc::new(MemBdev::new(size.0)),
+        DeviceKind::File { path, size, sparse } => {
+            let request = Request { path: path.clone(), size: *size, sparse: *sparse, create: mode.create };
+            open_path(ctx, arena, request, mode).await?
+        }
+        DeviceKind::Uring { path } => {
+            let request = Request { path: path.clone(), size: None, sparse: true, create: false };
+            open_path(ctx, arena, request, mode).await?
+        }
+    };
+    let Some(limit) = uri.volatile_cache else { return Ok(Device::new(bdev)) };
+    let cache = VolatileCache::new(ctx, bdev, limit.0).map_err(|source| OpenError::Memory { source })?;
+    Ok(Device::new(Rc::new(cache)))
+}
+
+#[derive(Clone)]
+struct Request {
+    path: PathBuf,
+    size: Option<ByteSize>,
+    sparse: bool,
+    create: bool,
+}
+
+struct Opened {
+    file: File,
+    direct: bool,
+    created: bool,
+}
+
+async fn open_path(
+    ctx: &Ctx,
+    arena: &Arena,
+    request: Request,
+    mode: OpenMode,
+) -> Result<Rc<dyn Bdev>, OpenError> {
+    let step = request.clone();
+    let opened = ctx.blocking(move || step.open()).await?;
+    let opened = lock(ctx, &request.path, opened, mode.lock_wait).await?;
+    let target = ctx.blocking(move || request.measure(opened)).await?;
+    let (target, refusal) = match mode.engine {
+        Engine::Threads => (target, "not asked for".to_owned()),
+        Engine::Auto => match Uring::new(arena, target) {
+            Ok(uring) => {
+                let uring = Rc::new(uring);
+                let poller: Weak<dyn Poller> = Rc::<Uring>::downgrade(&uring);
+                ctx.add_poller(poller);
+                return Ok(uring);
+            }
+            Err((target, error)) => (target, error.to_string()),
+        },
+    };
+    tracing::warn!(device = %target.path.display(), reason = refusal, "io_uring is not used: a few threads make blocking calls instead, which is slower");
+    let path = target.path.clone();
+    let threads = Threads::new(ctx, target).map_err(|source| OpenError::System {
+        path,
+        what: "starting threads for",
+        source,
+    })?;
+    Ok(Rc::new(threads))
+}
+
+/// Takes the exclusive lock of the very file description that the backend uses: while any of its I/O
+/// runs, even that of a killed process, nobody else gets in.
+async fn lock(ctx: &Ctx, path: &Path, opened: Opened, wait: Duration) -> Result<Opened, OpenError> {
+    let until = ctx.now() + wait;
+    loop {
+        match opened.file.try_lock() {
+            Ok(()) => return Ok(opened),
+            Err(TryLockError::Error(source)) => {
+                return Err(OpenError::System { path: path.into(), what: "locking", source });
+            }
+            Err(TryLockError::WouldBlock) if ctx.now() < until => ctx.sleep(LOCK_PAUSE).await,
+            Err(TryLockError::WouldBlock) => {
+                let holder = ctx.blocking(move || holder(&opened.file)).await;
+                let holder = holder.unwrap_or_else(|| "another process".into());
+                return Err(OpenError::Locked { path: path.into(), holder });
+            }
+        }
+    }
+}
+
+/// Who holds the lock, as far as /proc/locks tells: `process 4711 (cobalt)`.
+fn holder(file: &File) -> Option<String> {
+    let meta = file.metadata().ok()?;
+    let (major, minor) = (nix::sys::stat::major(meta.st_dev()), nix::sys::stat::minor(meta.st_dev()));
+    let inode = format!("{major:02x}:{minor:02x}:{}", meta.st_ino());
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    let pid = locks.lines().find_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let at = words.iter().position(|word| *word == inode)?;
+        let held = words.contains(&"FLOCK") && !words.contains(&"->");
+        words.get(at.checked_sub(1)?)?.parse::<i32>().ok().filter(|pid| held && *pid > 0)
+    })?;
+    Some(match std::fs::read_to_string(format!("/proc/{pid}/comm")) {
+        Ok(name) => format!("process {pid} ({})", name.trim()),
+        Err(_) => format!("process {pid}"),
+    })
+}
+
+impl Request {
+    fn system(&self, what: &'static str) -> impl FnOnce(io::Error) -> OpenError {
+        let path = self.path.clone();
+        move |source| match source.raw_os_error() {
+            Some(libc::ENOENT) => OpenError::Missing { path },
+            Some(libc::EISDIR) => OpenError::Directory { path },
+            Some(libc::EACCES | libc::EPERM | libc::EROFS) => OpenError::Permission { path },
+            _ => OpenError::System { path, what, source },
+        }
+    }
+
+    fn open(&self) -> Result<Opened, OpenError> {
+        // Opening a pipe or a terminal has effects: look first.
+        match self.path.metadata().map(|m| m.file_type()) {
+            Ok(kind) if kind.is_dir() => return Err(OpenError::Directory { path: self.path.clone() }),
+            Ok(kind) if kind.is_file() || kind.is_block_device() => {}
+            Ok(_) => return Err(OpenError::WrongKind { path: self.path.clone() }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.create => {}
+            Err(error) => return Err(self.system("examining")(error)),
+        }
+        let created = self.create && !self.path.exists();
+        if created && self.size.is_none() {
+            return Err(OpenError::SizeNeeded { path: self.path.clone() });
+        }
+        let open = |flags: i32| {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(self.create).truncate(false).mode(0o600);
+            options.custom_flags(flags).open(&self.path)
+        };
+        let (file, direct) = match open(libc::O_DIRECT) {
+            Ok(file) => (file, true),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                let file = open(0).map_err(self.system("opening"))?;
+                tracing::warn!(device = %self.path.display(), "this file system refuses O_DIRECT: data goes through the page cache");
+                (file, false)
+            }
+            Err(error) => return Err(self.system("opening")(error)),
+        };
+        Ok(Opened { file, direct, created })
+    }
+
+    /// Gives a new file its size, and finds out what an old one is.
+    fn measure(&self, opened: Opened) -> Result<Target, OpenError> {
+        let Opened { file, direct, created } = opened;
+        let path = self.path.clone();
+        let kind = file.metadata().map_err(self.system("examining"))?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(OpenError::WrongKind { path });
+        }
+        let mut len = self.len(&file)?;
+        if len == 0 && self.create && kind.is_file() {
+            let size = self.size.ok_or(OpenError::SizeNeeded { path: path.clone() })?;
+            if let Err(error) = self.allocate(&file, size) {
+                if created {
+                    let _ = std::fs::remove_file(&path); // As it was before.
+                }
+                return Err(error);
+            }
+            len = self.len(&file)?;
+        }
+        let size = self.size.map_or(len / SIZE_UNIT * SIZE_UNIT, |size| size.0);
+        if size == 0 {
+            return Err(OpenError::Empty { path });
+        }
+        if len < size {
+            return Err(OpenError::TooSmall { path, len, size: ByteSize(size) });
+        }
+        let meta = file.metadata().map_err(self.system("examining"))?;
+        // A hole in a file that was allocated whole would give its room away: only sparse ones have them.
+        let punches = || punch(&file, len, SIZE_UNIT).is_ok(); // Beyond the end: asks, and changes nothing.
+        let deallocate = self.sparse && if kind.is_file() { punches() } else { zeroes_ranges(&meta) };
+        let (block_size, volatile_cache) = (block_size(&meta), volatile_cache(&meta));
+        Ok(Target { file, path, size, direct, block_size, volatile_cache, deallocate })
+    }
+
+    fn len(&self, mut file: &File) -> Result<u64, OpenError> {
+        file.seek(SeekFrom::End(0)).map_err(self.system("measuring"))
+    }
+
+    fn allocate(&self, file: &File, size: ByteSize) -> Result<(), OpenError> {
+        let sized = if self.sparse { file.set_len(size.0) } else { reserve(file, size.0) };
+        let stable = sized.and_then(|()| file.sync_all()).and_then(|()| sync_parent(&self.path));
+        stable.map_err(|source| match source.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => {
+                OpenError::HostFull { path: self.path.clone(), size }
+            }
+            _ => self.system("creating")(source),
+        })
+    }
+}
+
+fn reserve(file: &File, size: u64) -> io::Result<()> {
+    let len = i64::try_from(size).map_err(io::Error::other)?;
+    match fallocate(file, FallocateFlags::empty(), 0, len) {
+        Ok(()) => Ok(()),
+        Err(nix::errno::Errno::EOPNOTSUPP) => {
+            tracing::warn!("this file system cannot reserve room: the file is sparse");
+            file.set_len(size)
+        }
+        Err(error) => {
+            let _ = file.set_len(0);
+            Err(error.into())
+        }
+    }
+}
+
+/// Makes a new name durable.
+fn sync_parent(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(parent)?.sync_all()
+}
+
+/// Whether a block device can zero a range by itself: only then does it take holes.
+fn zeroes_ranges(meta: &std::fs::Metadata) -> bool {
+    queue_attribute(meta, "write_zeroes_max_bytes").is_some_and(|max| max != "0")
+}
