@@ -1,35 +1,6 @@
-//! One target's storage engine: a journal that makes transactions durable, trees that hold what they
-//! say, an allocator of data blocks, and the recovery that puts it all together after a crash.
-//!
-//! The modules follow the write path. A write opens a transaction, looks its cob up, claims blocks,
-//! records the extent and closes (`tx`); the bytes go to the device (`data`); the transaction takes its
-//! lsn, is judged against everything before it, becomes durable and is applied (`commit`).
+//! A target's storage engine: journal, trees, allocator, catalogues, recovery.
 
-mod counters;
-mod error;
-mod limits;
-mod options;
-mod region;
-mod store;
-
-mod cob;
-mod ctg;
-mod tx;
-
-/// Placeholder for the trees: replaced by `mod tree;` as soon as they are there.
-mod tree {
-    /// A node that is not in memory: load it, then try again.
-    #[derive(Debug)]
-    pub struct Miss(#[expect(dead_code)] pub(crate) ());
-}
-pub use tree::Miss;
-
-pub use cob::{Cob, CobAttrs, CobData, CobInfo};
-pub use counters::{Space, StoreCounters, StoreStatus};
-pub use ctg::{Ctg, CtgOp, CtgView};
-pub use error::{FormatError, OpenError, StoreError};
-pub use limits::Limits;
-pub use options::{FormatOptions, OpenOptions};
-pub use region::{Region, Regions};
-pub use store::{Store, format};
-pub use tx::{Committed, DataStable, Extent, Extents, SealedTx, Tx, TxClass};
+pub mod checkpoint;
+pub mod geometry;
+pub mod superblock;
+pub mod tree;

@@ -1,0 +1,97 @@
+//! The trees under the store: four B+-trees over one cache and one space of node blocks.
+//!
+//! Operations are synchronous over cached nodes. A node that is not there is a [`Miss`]: the caller
+//! awaits [`Forest::load`] and tries again, so there are no latches. Nodes are never changed on disk:
+//! the first change in a generation moves a node to a new block, and with it the path to the root
+//! (I5). A checkpoint freezes a generation and writes it while the next one goes on.
+
+pub mod limits;
+
+mod forest;
+
+pub use forest::{CacheStats, EpochGuard, Forest, Frozen, Roots};
+pub use limits::TreeLimits;
+
+use cobalt_base::Corrupt;
+use cobalt_bdev::IoError;
+
+/// Which tree. The number is written into every node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum TreeId {
+    /// Fid → attributes.
+    Cob = 0,
+    /// (Cob, offset) → extent and checksums.
+    Extmap = 1,
+    /// Free extents of the data region.
+    Balloc = 2,
+    /// (Catalogue, key) → value.
+    Ctg = 3,
+}
+
+impl TreeId {
+    /// All trees, in the order of the superblock's roots.
+    pub const ALL: [TreeId; 4] = [TreeId::Cob, TreeId::Extmap, TreeId::Balloc, TreeId::Ctg];
+
+    pub(crate) fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// A pointer to a node, with all that is needed to recognise it (I5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NodeRef {
+    /// Node block.
+    pub block: u64,
+    /// Generation that wrote it.
+    pub generation: u64,
+    /// Its checksum; 0 while it is not yet written.
+    pub checksum: u64,
+}
+
+/// A tree's root. Height 0 is the empty tree, which has no node; 1 is a single leaf.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Root {
+    /// The top node.
+    pub node: NodeRef,
+    /// Levels.
+    pub height: u32,
+}
+
+/// Why an operation cannot go on now: a node is not in the cache, or no node block is free. Nothing
+/// was changed. [`Forest::load`] brings the node, or says that the region is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Miss(pub(crate) Want);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Want {
+    /// A node, expected at a level (leaves are 0) of a tree.
+    Node { tree: TreeId, node: NodeRef, level: u32 },
+    /// Free node blocks.
+    Space,
+}
+
+/// What can go wrong on a meta region.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MetaError {
+    /// The device failed: the target fails (I10).
+    #[error("{what} failed")]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// The device's answer.
+        source: IoError,
+    },
+    /// Bytes that are not what their referrer says.
+    #[error(transparent)]
+    Corrupt(#[from] Corrupt),
+    /// No node block is free until the next checkpoint, or at all.
+    #[error("the meta region has no free node blocks; a checkpoint or deletes may free some")]
+    Full,
+}
+
+impl MetaError {
+    pub(crate) fn io(what: &'static str) -> impl Fn(IoError) -> MetaError {
+        move |source| MetaError::Io { what, source }
+    }
+}
