@@ -3,7 +3,7 @@
 
 use crate::buddy::{Buddy, ORDER_MAX};
 use crate::buf::Buf;
-use crate::map::Map;
+use crate::map::{Map, Pages};
 use crate::{BUF_MAX, PIECE_MIN};
 use std::collections::VecDeque;
 use std::future::Future;
@@ -37,6 +37,8 @@ pub struct ArenaStats {
     pub waiting: usize,
     /// Whether pages are locked in memory.
     pub locked: bool,
+    /// Whether they are hugepages.
+    pub huge: bool,
 }
 
 /// A shared arena. Clones are handles to the same memory.
@@ -59,14 +61,34 @@ struct State {
 }
 
 impl Arena {
-    /// Maps a new arena.
+    /// Maps a new arena of ordinary pages. Memory is taken from the system as it is first used.
     ///
     /// # Errors
     /// What the system said when it refused the mapping.
     pub fn new(config: ArenaConfig) -> io::Result<Arena> {
+        Arena::build(config, Pages::Ordinary)
+    }
+
+    /// Maps a new arena of 2 MiB hugepages; of ordinary pages, with a warning, where the host has reserved
+    /// too few.
+    ///
+    /// # Errors
+    /// What the system said when it refused the mapping.
+    pub fn new_on_hugepages(config: ArenaConfig) -> io::Result<Arena> {
+        Arena::build(config, Pages::Huge).or_else(|error| {
+            tracing::warn!(
+                %error,
+                bytes = config.limit,
+                "no hugepages for the arena: ordinary pages are used. Reserve some (vm.nr_hugepages)"
+            );
+            Arena::build(config, Pages::Ordinary)
+        })
+    }
+
+    fn build(config: ArenaConfig, pages: Pages) -> io::Result<Arena> {
         let block = PIECE_MIN << ORDER_MAX;
         let blocks = u32::try_from(config.limit.div_ceil(block).max(1)).map_err(io::Error::other)?;
-        let map = Map::new(blocks as usize * block)?;
+        let map = Map::new(blocks as usize * block, pages)?;
         if !map.locked {
             tracing::warn!(
                 bytes = map.len(),
@@ -109,6 +131,7 @@ impl Arena {
             high_water: state.high_water,
             waiting: state.waiting.len(),
             locked: self.0.map.locked,
+            huge: self.0.map.pages == Pages::Huge,
         }
     }
 

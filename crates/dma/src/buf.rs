@@ -192,4 +192,68 @@ mod tests {
         drop(buf);
         assert!(second.as_mut().poll(&mut cx).is_ready());
     }
+
+    #[test]
+    fn a_waiter_that_goes_away_lets_the_next_one_in() {
+        use std::future::Future;
+        use std::sync::Arc;
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        use std::task::{Context, Poll, Wake, Waker};
+        struct Count(AtomicUsize);
+        impl Wake for Count {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let arena = arena();
+        let held = arena.try_alloc(2 << 20).expect("room");
+        let woken = Arc::new(Count(AtomicUsize::new(0)));
+        let waker = Waker::from(woken.clone());
+        let mut large = Box::pin(arena.alloc(4 << 20));
+        let mut small = Box::pin(arena.alloc(4096));
+        assert!(large.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        assert!(small.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        assert!(arena.try_alloc(4096).is_none(), "those who wait come first");
+        assert_eq!(arena.stats().waiting, 2);
+        drop(large);
+        assert_eq!(woken.0.load(Ordering::Relaxed), 1);
+        let Poll::Ready(buf) = small.as_mut().poll(&mut Context::from_waker(&waker)) else {
+            panic!("it fits, and nobody is before it")
+        };
+        drop((buf, held));
+        assert_eq!(arena.stats().in_use, 0);
+        assert_eq!(arena.stats().waiting, 0);
+    }
+
+    #[test]
+    fn without_hugepages_ordinary_ones_are_used() {
+        let free = std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
+        let free = free.map_or(0, |text| text.trim().parse::<u64>().unwrap_or(0));
+        let arena = Arena::new_on_hugepages(ArenaConfig { limit: 4 << 20 }).expect("map 4 MiB");
+        let mut buf = arena.try_alloc(4 << 20).expect("room");
+        buf.fill(1);
+        assert_eq!(arena.stats().huge, free >= 2);
+    }
+
+    #[test]
+    fn untouched_memory_costs_nothing() {
+        let resident = || {
+            let text = std::fs::read_to_string("/proc/self/statm").expect("statm");
+            text.split(' ').nth(1).and_then(|t| t.parse::<u64>().ok()).expect("pages") * 4096
+        };
+        let before = resident();
+        let arena = Arena::new(ArenaConfig { limit: 1 << 30 }).expect("map 1 GiB");
+        for _ in 0..100 {
+            arena.try_alloc(1 << 20).expect("room").fill(1); // The same low pages again and again.
+        }
+        assert!(resident() < before + (64 << 20), "{} to {}", before, resident());
+    }
+
+    #[test]
+    fn copies_are_counted() {
+        let before = crate::copied::total();
+        crate::copied::add(3);
+        crate::copied::add(4);
+        assert!(crate::copied::total() >= before + 7);
+    }
 }

@@ -7,6 +7,7 @@
 mod arena;
 mod buddy;
 mod buf;
+pub mod copied;
 mod map;
 
 pub use arena::{Alloc, Arena, ArenaConfig, ArenaStats};

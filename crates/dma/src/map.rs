@@ -7,12 +7,22 @@ use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 
+/// What a mapping is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pages {
+    /// The system's ordinary pages.
+    Ordinary,
+    /// Hugepages of 2 MiB, taken from the host's reserve.
+    Huge,
+}
+
 /// A mapping that lives until it is dropped. Its address never changes.
 pub(crate) struct Map {
     base: NonNull<u8>,
     len: usize,
     _fd: OwnedFd,
     pub(crate) locked: bool,
+    pub(crate) pages: Pages,
 }
 
 // SAFETY: the mapping belongs to no thread; who may touch which bytes is the arena's business, and
@@ -25,10 +35,14 @@ unsafe impl Sync for Map {}
 
 impl Map {
     /// Maps `len` bytes (a multiple of the page size) of fresh zeroed memory. Pages are locked when
-    /// first touched, where the limits allow it.
-    pub(crate) fn new(len: usize) -> io::Result<Map> {
+    /// first touched, where the limits allow it; hugepages are locked by nature, and reserved here.
+    pub(crate) fn new(len: usize, pages: Pages) -> io::Result<Map> {
         let size = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
-        let fd = memfd_create(c"cobalt-arena", MFdFlags::MFD_CLOEXEC)?;
+        let flags = match pages {
+            Pages::Ordinary => MFdFlags::MFD_CLOEXEC,
+            Pages::Huge => MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB,
+        };
+        let fd = memfd_create(c"cobalt-arena", flags)?;
         nix::unistd::ftruncate(&fd, i64::try_from(len).map_err(io::Error::other)?)?;
         // SAFETY: a new mapping at an address of the kernel's choice aliases nothing; the memfd is
         // ours alone and never shrinks.
@@ -39,7 +53,7 @@ impl Map {
         // SAFETY: the range is the mapping that was made just above.
         #[expect(unsafe_code)]
         let rc = unsafe { libc::mlock2(base.as_ptr(), len, libc::MLOCK_ONFAULT as _) };
-        Ok(Map { base: base.cast(), len, _fd: fd, locked: rc == 0 })
+        Ok(Map { base: base.cast(), len, _fd: fd, locked: rc == 0 || pages == Pages::Huge, pages })
     }
 
     /// Address of the byte at `offset`.
