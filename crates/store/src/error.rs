@@ -1,5 +1,6 @@
 //! What can go wrong, one enum per operation. The messages say what, to what, and what to do.
 
+use crate::tree::MetaError;
 use cobalt_base::{Corrupt, Fid, SessionId};
 use uuid::Uuid;
 
@@ -128,5 +129,27 @@ impl From<StoreError> for OpenError {
             StoreError::Damaged(corrupt) => corrupt.into(),
             other => OpenError::Device { why: other.to_string() },
         }
+    }
+}
+
+impl From<MetaError> for StoreError {
+    fn from(e: MetaError) -> StoreError {
+        match e {
+            MetaError::Io { what, source } => StoreError::Failed { why: format!("{what} failed: {source}") },
+            MetaError::Corrupt(corrupt) => StoreError::Damaged(corrupt),
+            MetaError::Full => StoreError::MetaFull,
+        }
+    }
+}
+
+impl From<MetaError> for OpenError {
+    fn from(e: MetaError) -> OpenError {
+        StoreError::from(e).into()
+    }
+}
+
+impl From<MetaError> for FormatError {
+    fn from(e: MetaError) -> FormatError {
+        FormatError::Device { why: e.to_string() }
     }
 }
