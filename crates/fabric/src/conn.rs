@@ -9,6 +9,9 @@ use std::rc::Rc;
 /// Largest message, in bytes: headers and small bodies. Payload goes by bulk.
 pub const MESSAGE_MAX: usize = 64 << 10;
 
+/// Largest message of a peer that has not yet proved who it is.
+pub const STRANGER_MESSAGE_MAX: usize = 512;
+
 /// Where a process listens, as the configuration names it: `tcp://127.0.0.1:7000`, `local:p0`.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum PeerAddr {
@@ -39,6 +42,9 @@ pub enum FabricError {
     /// The peer broke the protocol: absurd lengths, unknown keys, more messages than it had credits for. The connection was dropped.
     #[error("{peer} broke the protocol: {reason}")]
     Protocol { peer: String, reason: String },
+    /// The peer does not lend these bytes, or no longer. The connection is as good as before.
+    #[error("{peer} does not lend these bytes: {reason}")]
+    NotLent { peer: String, reason: String },
     /// A message above [`MESSAGE_MAX`], or a range outside of a bulk descriptor: our mistake.
     #[error("invalid call: {0}")]
     Invalid(String),
@@ -81,6 +87,9 @@ pub trait Conn {
     fn peer(&self) -> String;
     /// The transport that really runs: "local", "tcp".
     fn transport(&self) -> &'static str;
+    /// The peer has proved who it is: lifts the limits on strangers. Until then it may send a few messages of at most
+    /// [`STRANGER_MESSAGE_MAX`] and no bulk.
+    fn admit(&self);
     /// Sends a message of at most [`MESSAGE_MAX`] bytes; waits for a credit of the peer.
     fn send(&self, message: Vec<u8>) -> LocalBoxFuture<'_, Result<(), FabricError>>;
     /// The next message. One task at a time.

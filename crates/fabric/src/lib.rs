@@ -6,7 +6,15 @@
 //! (`verbs`) and shared memory (`shm`) come behind the same trait.
 
 mod conn;
+mod ending;
+pub mod limits;
+mod local;
+mod pieces;
+mod tcp;
 
 pub use conn::{
-    BulkDesc, Conn, ConnCounters, Exposure, FabricError, Listener, MESSAGE_MAX, PeerAddr, Transport,
+    BulkDesc, Conn, ConnCounters, Exposure, FabricError, Listener, MESSAGE_MAX, PeerAddr,
+    STRANGER_MESSAGE_MAX, Transport,
 };
+pub use local::{LocalNet, LocalTransport};
+pub use tcp::{TcpCounters, TcpTransport};
