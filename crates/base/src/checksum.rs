@@ -23,6 +23,28 @@ pub fn crc32c_chunks(bytes: &[u8], chunk: usize, out: &mut Vec<u32>) {
     out.extend(bytes.chunks(chunk).map(crc32c));
 }
 
+/// CRC32C of each `chunk`-sized piece of bytes that lie in several `pieces`, the last chunk possibly short.
+pub fn crc32c_chunks_of<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, chunk: usize) -> Vec<u32> {
+    let (mut crcs, mut open, mut filled) = (Vec::new(), 0, 0);
+    for mut piece in pieces {
+        while !piece.is_empty() {
+            let (now, rest) = piece.split_at(piece.len().min(chunk - filled));
+            open =
+                if filled == 0 { crc32c(now) } else { crc32c_combine(open, crc32c(now), now.len() as u64) };
+            filled += now.len();
+            if filled == chunk {
+                crcs.push(open);
+                filled = 0;
+            }
+            piece = rest;
+        }
+    }
+    if filled > 0 {
+        crcs.push(open);
+    }
+    crcs
+}
+
 #[expect(clippy::cast_possible_truncation, reason = "crc-fast widens 32-bit sums to u64")]
 fn low32(wide: u64) -> u32 {
     wide as u32
@@ -30,7 +52,7 @@ fn low32(wide: u64) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::{crc32c, crc32c_combine};
+    use super::{crc32c, crc32c_chunks, crc32c_chunks_of, crc32c_combine};
 
     #[test]
     fn crc32c_is_castagnoli() {
@@ -46,5 +68,17 @@ mod tests {
             let (a, b) = bytes.split_at(cut);
             assert_eq!(crc32c_combine(crc32c(a), crc32c(b), b.len() as u64), crc32c(&bytes));
         }
+    }
+
+    #[test]
+    fn chunks_do_not_depend_on_how_the_bytes_are_cut() {
+        let bytes: Vec<u8> = (0..20_000u32).map(|i| (i * 31 % 253) as u8).collect();
+        let mut whole = Vec::new();
+        crc32c_chunks(&bytes, 4096, &mut whole);
+        assert_eq!(whole.len(), 5);
+        for cut in [1, 7, 4095, 4096, 4097, 8192, 20_000] {
+            assert_eq!(crc32c_chunks_of(bytes.chunks(cut), 4096), whole, "pieces of {cut}");
+        }
+        assert!(crc32c_chunks_of([], 4096).is_empty());
     }
 }
