@@ -9,6 +9,7 @@ use futures::channel::oneshot;
 use rand::RngCore;
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
@@ -68,7 +69,8 @@ impl Ctx {
         }
     }
 
-    /// Starts a task on this reactor. Dropping the handle lets it run on.
+    /// Starts a task on this reactor. Dropping the handle lets it run on. In a scope that was killed it
+    /// is dropped before it begins.
     pub fn spawn<F: Future + 'static>(&self, future: F) -> JoinHandle<F::Output> {
         let cell =
             Rc::new(JoinCell { value: RefCell::new(None), waker: Cell::new(None), gone: Cell::new(false) });
@@ -84,11 +86,10 @@ impl Ctx {
         JoinHandle { cell, task, inner: Rc::downgrade(&self.inner) }
     }
 
-    /// A context whose tasks can all be killed at once, as a process dies.
+    /// A context whose tasks can all be killed at once, as a process dies. It dies with the scope that this
+    /// context belongs to.
     pub fn scope(&self) -> Scope {
-        let id = self.inner.next_scope.get();
-        self.inner.next_scope.set(id + 1);
-        Scope { ctx: Ctx { inner: self.inner.clone(), scope: id } }
+        Scope { ctx: Ctx { inner: self.inner.clone(), scope: self.inner.new_scope(self.scope) } }
     }
 
     /// Polls `poller` in every turn for as long as its owner holds it.
@@ -147,10 +148,12 @@ impl Ctx {
             return call();
         }
         let (done, value) = oneshot::channel();
-        let job = Box::new(move || drop(done.send(call())));
+        // A panic goes to the caller, as that of any call would, and spares the thread.
+        let job = Box::new(move || drop(done.send(catch_unwind(AssertUnwindSafe(call)))));
         self.inner.control.borrow_mut().get_or_insert_with(ControlThread::start).run(job);
         match value.await {
-            Ok(value) => value,
+            Ok(Ok(value)) => value,
+            Ok(Err(panic)) => resume_unwind(panic),
             Err(oneshot::Canceled) => unreachable!("a job that runs sends its value"),
         }
     }
@@ -167,7 +170,8 @@ impl Scope {
         self.ctx.clone()
     }
 
-    /// Drops every task of the scope where it stands.
+    /// Drops every task of the scope, and of scopes made within it, where it stands. Tasks started in it
+    /// from here on are dropped at once.
     pub fn kill(&self) {
         self.ctx.inner.kill(self.ctx.scope);
     }
@@ -212,6 +216,21 @@ impl<T> JoinHandle<T> {
     /// Whether the task has ended.
     pub fn is_finished(&self) -> bool {
         self.cell.gone.get()
+    }
+
+    /// The output, or `None` when the task was aborted or killed.
+    pub async fn join(self) -> Option<T> {
+        poll_fn(|cx| {
+            if let Some(value) = self.try_take() {
+                return Poll::Ready(Some(value));
+            }
+            if self.cell.gone.get() {
+                return Poll::Ready(None);
+            }
+            self.cell.waker.set(Some(cx.waker().clone()));
+            Poll::Pending
+        })
+        .await
     }
 
     pub(crate) fn try_take(&self) -> Option<T> {

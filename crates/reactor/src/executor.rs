@@ -82,6 +82,11 @@ pub(crate) struct TaskId {
     generation: u64,
 }
 
+struct ScopeState {
+    parent: u64,
+    dead: bool,
+}
+
 struct TaskSlot {
     generation: u64,
     scope: u64,
@@ -137,7 +142,8 @@ pub(crate) struct Inner {
     pub(crate) rng: RefCell<StdRng>,
     pub(crate) on_step: Option<Rc<dyn Fn(Step)>>,
     pub(crate) control: RefCell<Option<crate::idle::ControlThread>>,
-    pub(crate) next_scope: Cell<u64>,
+    /// The scopes in the order of their making; 0, the reactor's own, comes before them.
+    scopes: RefCell<Vec<ScopeState>>,
     pub(crate) name: String,
     tasks: RefCell<Slab<TaskSlot>>,
     next_generation: Cell<u64>,
@@ -202,7 +208,7 @@ impl Reactor {
                 rng: RefCell::new(rng),
                 on_step: config.on_step,
                 control: RefCell::new(None),
-                next_scope: Cell::new(1),
+                scopes: RefCell::default(),
                 name: config.name,
                 tasks: RefCell::default(),
                 next_generation: Cell::new(0),
@@ -270,9 +276,12 @@ impl Reactor {
 
 impl Drop for Reactor {
     fn drop(&mut self) {
-        // Tasks hold the context, which holds the executor: break the circle.
-        let tasks = std::mem::take(&mut *self.inner.tasks.borrow_mut());
-        drop(tasks);
+        // Tasks hold the context, which holds the executor: break the circle. What they start while they
+        // go, goes as well.
+        while !self.inner.tasks.borrow().is_empty() {
+            let tasks = std::mem::take(&mut *self.inner.tasks.borrow_mut());
+            drop(tasks);
+        }
         self.inner.pollers.borrow_mut().clear();
     }
 }
@@ -281,6 +290,9 @@ impl Inner {
     pub(crate) fn spawn(&self, scope: u64, future: Pin<Box<dyn Future<Output = ()>>>) -> TaskId {
         let generation = self.next_generation.get();
         self.next_generation.set(generation + 1);
+        if self.is_dead(scope) {
+            return TaskId { slot: usize::MAX, generation };
+        }
         let mut tasks = self.tasks.borrow_mut();
         let entry = tasks.vacant_entry();
         let id = TaskId { slot: entry.key(), generation };
@@ -300,16 +312,37 @@ impl Inner {
         }
     }
 
-    /// Drops every task of a scope: what a process's death does.
+    pub(crate) fn new_scope(&self, parent: u64) -> u64 {
+        let dead = self.is_dead(parent);
+        let mut scopes = self.scopes.borrow_mut();
+        scopes.push(ScopeState { parent, dead });
+        scopes.len() as u64
+    }
+
+    fn is_dead(&self, scope: u64) -> bool {
+        let place = usize::try_from(scope).ok().and_then(|scope| scope.checked_sub(1));
+        place.is_some_and(|place| self.scopes.borrow()[place].dead)
+    }
+
+    /// Drops every task of a scope and of those within it: what a process's death does.
     pub(crate) fn kill(&self, scope: u64) {
+        let mut number = 0;
+        let mut killed = vec![false]; // By scope. A scope is made after its parent, so one pass finds all.
+        for state in &mut *self.scopes.borrow_mut() {
+            number += 1;
+            let within = number == scope || usize::try_from(state.parent).is_ok_and(|parent| killed[parent]);
+            killed.push(within);
+            state.dead |= within;
+        }
+        let hit = |scope: u64| usize::try_from(scope).is_ok_and(|scope| killed[scope]);
         let ids: Vec<TaskId> = (self.tasks.borrow().iter())
-            .filter(|(_, t)| t.scope == scope)
+            .filter(|(_, t)| hit(t.scope))
             .map(|(slot, t)| TaskId { slot, generation: t.generation })
             .collect();
         for id in ids {
             self.abort(id);
         }
-        self.pollers.borrow_mut().retain(|(s, _)| *s != scope);
+        self.pollers.borrow_mut().retain(|(s, _)| !hit(*s));
     }
 
     pub(crate) fn add_poller(&self, scope: u64, poller: Weak<dyn Poller>) {

@@ -1,6 +1,6 @@
 //! Sleeping without missing a wake-up, and the control thread for calls that block.
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, ppoll};
+use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::TimeSpec;
 use std::io;
@@ -50,7 +50,6 @@ impl Sleeper {
                 set.push(PollFd::new(fd, PollFlags::POLLIN));
             }
             let _ = ppoll(&mut set, time.map(TimeSpec::from), None); // A signal is a wake-up like any other.
-            let _ = PollTimeout::NONE;
         }
         self.parked.store(false, Ordering::SeqCst);
         let _ = self.event.read(); // Nothing there: the sleep ended otherwise.

@@ -1,6 +1,7 @@
 //! Waiting between tasks of one reactor: a one-shot value, a notice, a counted semaphore. All are
 //! `!Send`; between threads there are only mailboxes.
 
+use slab::Slab;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::Future;
@@ -64,7 +65,8 @@ impl<T> Future for OneReceiver<T> {
 #[derive(Default)]
 pub struct Notify {
     round: Cell<u64>,
-    waiting: RefCell<Vec<Waker>>,
+    /// Those who wait for the end of this round.
+    waiting: RefCell<Slab<Waker>>,
 }
 
 impl Notify {
@@ -72,21 +74,48 @@ impl Notify {
     pub fn notify_all(&self) {
         self.round.set(self.round.get() + 1);
         let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
-        for waker in waiting {
+        for (_, waker) in waiting {
             waker.wake();
         }
     }
 
     /// Waits for the next notice after this call.
-    pub fn notified(&self) -> impl Future<Output = ()> + '_ {
-        let round = self.round.get();
-        std::future::poll_fn(move |cx| {
-            if self.round.get() != round {
-                return Poll::Ready(());
-            }
-            self.waiting.borrow_mut().push(cx.waker().clone());
-            Poll::Pending
-        })
+    pub fn notified(&self) -> Notified<'_> {
+        Notified { notify: self, round: self.round.get(), place: None }
+    }
+}
+
+/// Waits for a notice of a [`Notify`]. Dropping it gives up its place.
+#[must_use = "futures do nothing unless awaited"]
+pub struct Notified<'a> {
+    notify: &'a Notify,
+    round: u64,
+    place: Option<usize>,
+}
+
+impl Future for Notified<'_> {
+    type Output = ();
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.notify.round.get() != self.round {
+            return Poll::Ready(());
+        }
+        let mut waiting = self.notify.waiting.borrow_mut();
+        match self.place.and_then(|place| waiting.get_mut(place)) {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => self.place = Some(waiting.insert(cx.waker().clone())),
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Notified<'_> {
+    fn drop(&mut self) {
+        // Places of earlier rounds are gone with their round.
+        if let Some(place) = self.place
+            && self.notify.round.get() == self.round
+        {
+            self.notify.waiting.borrow_mut().remove(place);
+        }
     }
 }
 
@@ -216,5 +245,95 @@ impl Drop for Permit {
         let inner = &self.semaphore.0;
         inner.free.set(inner.free.get() + self.units);
         self.semaphore.wake_first();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Notify, Semaphore, oneshot};
+    use std::future::Future;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    fn poll<F: Future>(future: std::pin::Pin<&mut F>) -> Poll<F::Output> {
+        future.poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    #[test]
+    fn a_notice_wakes_those_who_wait_and_no_later_ones() {
+        let notify = Notify::default();
+        let early = notify.notified(); // Begun, though not polled yet.
+        let mut waiting = Box::pin(notify.notified());
+        assert!(poll(waiting.as_mut()).is_pending());
+        notify.notify_all();
+        let late = notify.notified();
+        assert!(poll(pin!(early)).is_ready());
+        assert!(poll(waiting.as_mut()).is_ready());
+        assert!(poll(pin!(late)).is_pending());
+    }
+
+    #[test]
+    fn those_who_gave_up_waiting_take_no_memory() {
+        let notify = Notify::default();
+        let mut stays = Box::pin(notify.notified());
+        for _ in 0..1000 {
+            let mut goes = Box::pin(notify.notified());
+            assert!(poll(goes.as_mut()).is_pending());
+            assert!(poll(stays.as_mut()).is_pending());
+        }
+        assert_eq!(notify.waiting.borrow().len(), 1);
+        // A place of an earlier round is not given up in a later one.
+        notify.notify_all();
+        let mut next = Box::pin(notify.notified());
+        assert!(poll(next.as_mut()).is_pending());
+        drop(stays);
+        assert_eq!(notify.waiting.borrow().len(), 1);
+    }
+
+    #[test]
+    fn permits_go_in_turn_and_come_back() {
+        let semaphore = Semaphore::new(10);
+        let held = semaphore.try_acquire(8).unwrap();
+        let mut large = Box::pin(semaphore.acquire(5));
+        let mut small = Box::pin(semaphore.acquire(1));
+        assert!(poll(large.as_mut()).is_pending());
+        assert!(poll(small.as_mut()).is_pending(), "it would fit, and does not overtake");
+        assert!(semaphore.try_acquire(1).is_none());
+        drop(held);
+        let Poll::Ready(permit) = poll(large.as_mut()) else { panic!("room for 5 of 10") };
+        assert_eq!((permit.units(), semaphore.available()), (5, 5));
+        assert!(poll(small.as_mut()).is_ready());
+        drop(permit);
+        assert_eq!(semaphore.available(), 10);
+        assert!(poll(pin!(semaphore.acquire(10))).is_ready());
+    }
+
+    #[test]
+    fn one_who_leaves_the_line_lets_the_next_one_through() {
+        let semaphore = Semaphore::new(4);
+        let held = semaphore.try_acquire(2).unwrap();
+        let mut large = Box::pin(semaphore.acquire(4));
+        let mut small = Box::pin(semaphore.acquire(2));
+        assert!(poll(large.as_mut()).is_pending());
+        assert!(poll(small.as_mut()).is_pending());
+        drop(large);
+        assert!(poll(small.as_mut()).is_ready());
+        drop(held);
+        assert_eq!(semaphore.available(), 4);
+    }
+
+    #[test]
+    fn a_oneshot_tells_of_its_value_or_of_its_end() {
+        let (sender, mut receiver) = oneshot();
+        assert!(poll(pin!(&mut receiver)).is_pending());
+        sender.send(3);
+        assert_eq!(poll(pin!(receiver)), Poll::Ready(Some(3)));
+        let (sender, receiver) = oneshot::<u8>();
+        drop(sender);
+        assert_eq!(poll(pin!(receiver)), Poll::Ready(None));
+        let (sender, receiver) = oneshot::<u8>();
+        assert!(sender.is_wanted());
+        drop(receiver);
+        assert!(!sender.is_wanted());
     }
 }
