@@ -235,7 +235,8 @@ pub enum Command {
         key: Vec<u8>,
         upload: Uuid,
     },
-    /// Fids of failed PUTs of this session: nothing names them, nothing will.
+    /// Fids of failed PUTs of this session: nothing names them, nothing will. A publish whose answer is not known yet must be
+    /// answered first. A fid that a record names stays with the record.
     Dead {
         fids: Vec<Fid>,
     },
@@ -328,13 +329,24 @@ pub struct SessionOpened {
     pub incarnation: u64,
 }
 
-/// Says that the session lives, and up to where its GETs have ended: no GET of it that still runs looked its object up
-/// at or before `oldest` (exclusive). Sent about once a second, and answered only by a leader.
+/// Ends a session, as a process does that stops: the session is fenced, and no longer asked whether its GETs have
+/// ended. All of them must have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloseSession {
+    /// Who.
+    pub session: SessionId,
+}
+
+/// Says that the session lives, and up to where its GETs have ended: every GET of its process that still runs looked its
+/// object up at `oldest` or later. Sent about once a second, and answered only by a leader. What is said must stay true:
+/// a look-up whose answer is still on the way counts with the newest position that was known when it was asked. A session
+/// that says nothing holds the collector up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heartbeat {
     /// Who.
     pub session: SessionId,
-    /// Position of the oldest look-up that is still in use; of the newest answer seen when none is.
+    /// Position of the oldest look-up that is still in use or under way; of the newest answer seen when none is (a
+    /// heartbeat's own answer counts).
     pub oldest: Position,
 }
 
@@ -370,6 +382,7 @@ requests! {
     0x0202 Heartbeat => Position;
     0x0203 Ask => At<Answer>;
     0x0204 Commit => At<Outcome>;
+    0x0205 CloseSession => Position;
 }
 
 /// Digest of parts in order, over (number, etag, size): Complete names what it read by this.
