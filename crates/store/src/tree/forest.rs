@@ -1,51 +1,83 @@
 //! The forest: four roots, the cache and the block space behind one handle.
 
-use super::{MetaError, Miss, Root, TreeId, TreeLimits};
+use super::cache::{BlockMap, Cache, CacheStats};
+use super::metaspace::Metaspace;
+use super::node::{self, Expect, Node};
+use super::{MetaError, Miss, NodeRef, Root, TreeId, TreeLimits, Want};
 use crate::geometry::{Geometry, Region};
-use crate::superblock::{BitmapRef, Superblock};
+use crate::superblock::Superblock;
+use cobalt_base::Corrupt;
+use cobalt_base::checksum::xxh3;
 use cobalt_dma::Arena;
 use cobalt_reactor::Ctx;
+use cobalt_reactor::sync::Notify;
+use smallvec::SmallVec;
+use std::cell::RefCell;
 use std::rc::Rc;
 use uuid::Uuid;
 
-type Entry = (Vec<u8>, Vec<u8>);
+/// Ties checksums of nodes and bitmaps to this use of xxh3.
+const SEED: u64 = 0x636f_6261_6c74_7472;
 
-/// Counters of the node cache.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CacheStats {
-    pub hits: u64,
-    pub misses: u64,
-    pub reads: u64,
-    pub evictions: u64,
-    /// Bytes of all nodes in memory.
-    pub bytes: u64,
-    /// Bytes changed since the last freeze.
-    pub dirty_bytes: u64,
-    /// Bytes of the generation that is being written.
-    pub frozen_bytes: u64,
-    /// Clean bytes that open epochs hold.
-    pub pinned_bytes: u64,
+/// The seed of a target's nodes and bitmaps: another target's are not valid here.
+pub(super) fn seed_of(target: Uuid) -> u64 {
+    xxh3(SEED, target.as_bytes())
 }
-
-/// What a written generation consists of; goes into the superblock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Roots {
-    pub generation: u64,
-    pub roots: [Root; 4],
-    pub bitmap: BitmapRef,
-}
-
-/// A generation on its way to the disk.
-pub struct Frozen {}
-
-/// Keeps the nodes that are touched from now on in the cache until it is dropped.
-pub struct EpochGuard {}
 
 /// Handle to a target's trees. Clones share them.
 #[derive(Clone)]
-pub struct Forest(Rc<()>);
+pub struct Forest(pub(super) Rc<Shared>);
 
-#[expect(unused_variables, reason = "the signatures come first, to build on")]
+pub(super) struct Shared {
+    pub ctx: Ctx,
+    pub meta: Region,
+    pub arena: Arena,
+    pub geometry: Geometry,
+    pub limits: TreeLimits,
+    pub seed: u64,
+    pub inner: RefCell<Inner>,
+    loading: RefCell<BlockMap<Rc<Notify>>>,
+}
+
+/// Everything that operations change.
+pub(super) struct Inner {
+    pub cache: Cache,
+    pub space: Metaspace,
+    pub roots: [Root; 4],
+    /// The running generation.
+    pub generation: u64,
+    /// The bitmap area of the last checkpoint.
+    pub area: u32,
+    pub frozen: bool,
+    /// Keys of leaves that are empty and could not be unlinked yet.
+    pub empties: Vec<(TreeId, Vec<u8>)>,
+    pub node_size: usize,
+}
+
+/// A node on the way down, and which of its children or entries comes next.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    /// Entry in the cache.
+    pub at: usize,
+    pub index: usize,
+}
+
+/// From the root to a leaf.
+pub(super) type Path = SmallVec<[Place; 8]>;
+
+/// Keeps what is touched from now on in the cache until it is dropped.
+#[must_use = "an epoch ends when its guard is dropped"]
+pub struct EpochGuard {
+    shared: Rc<Shared>,
+    epoch: u64,
+}
+
+impl Drop for EpochGuard {
+    fn drop(&mut self) {
+        self.shared.inner.borrow_mut().cache.close_epoch(self.epoch);
+    }
+}
+
 impl Forest {
     /// Empty trees for `format`; the first freeze is generation 1.
     pub fn create(
@@ -56,7 +88,8 @@ impl Forest {
         target: Uuid,
         limits: TreeLimits,
     ) -> Forest {
-        unreachable!("signature only")
+        let space = Metaspace::new(geometry.node_blocks);
+        Forest::new(ctx, meta, arena, geometry, target, limits, space, [Root::default(); 4], 1, 1)
     }
 
     /// The trees of `superblock`. The running generation is the superblock's + 2: the one between is
@@ -71,119 +104,234 @@ impl Forest {
         superblock: &Superblock,
         limits: TreeLimits,
     ) -> Result<Forest, MetaError> {
-        unreachable!("signature only")
+        let space = super::persist::read_bitmap(meta, arena, superblock).await?;
+        let (geometry, target, roots) = (superblock.geometry, superblock.target, superblock.roots);
+        let generation = superblock.generation + 2;
+        let area = superblock.bitmap.area;
+        Ok(Forest::new(ctx, meta, arena, geometry, target, limits, space, roots, generation, area))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the two constructors above name them all")]
+    fn new(
+        ctx: &Ctx,
+        meta: &Region,
+        arena: &Arena,
+        geometry: Geometry,
+        target: Uuid,
+        limits: TreeLimits,
+        space: Metaspace,
+        roots: [Root; 4],
+        generation: u64,
+        area: u32,
+    ) -> Forest {
+        let cache = Cache::new(u64::from(geometry.node_size), limits.cache_bytes);
+        let node_size = geometry.node_size as usize;
+        let inner =
+            Inner { cache, space, roots, generation, area, frozen: false, empties: Vec::new(), node_size };
+        Forest(Rc::new(Shared {
+            ctx: ctx.clone(),
+            meta: meta.clone(),
+            arena: arena.clone(),
+            geometry,
+            limits,
+            seed: seed_of(target),
+            inner: RefCell::new(inner),
+            loading: RefCell::default(),
+        }))
     }
 
     /// Most bytes of a key and its value together.
     pub fn entry_max(&self) -> usize {
-        unreachable!("signature only")
+        node::entry_max(self.0.geometry.node_size as usize)
     }
+
     /// Most bytes of a key.
     pub fn key_max(&self) -> usize {
-        unreachable!("signature only")
+        node::key_max(self.0.geometry.node_size as usize)
     }
 
-    pub fn get(&self, tree: TreeId, key: &[u8]) -> Result<Option<Vec<u8>>, Miss> {
-        unreachable!("signature only")
-    }
-    /// As `get`, without a copy.
-    pub fn get_with<R>(
-        &self,
-        tree: TreeId,
-        key: &[u8],
-        read: impl FnOnce(&[u8]) -> R,
-    ) -> Result<Option<R>, Miss> {
-        unreachable!("signature only")
-    }
-    /// First entry with key >= from.
-    pub fn next(&self, tree: TreeId, from: &[u8]) -> Result<Option<Entry>, Miss> {
-        unreachable!("signature only")
-    }
-    /// Last entry with key <= from.
-    pub fn prev(&self, tree: TreeId, from: &[u8]) -> Result<Option<Entry>, Miss> {
-        unreachable!("signature only")
-    }
-    /// Entries from `from` to before `until`, up to the limits (at least one entry, if any is there).
-    pub fn scan(
-        &self,
-        tree: TreeId,
-        from: &[u8],
-        until: Option<&[u8]>,
-        entries_max: usize,
-        bytes_max: usize,
-    ) -> Result<Vec<Entry>, Miss> {
-        unreachable!("signature only")
-    }
-    /// Brings the path to `key` under the protection of the open epochs.
-    pub fn touch(&self, tree: TreeId, key: &[u8]) -> Result<(), Miss> {
-        unreachable!("signature only")
-    }
-    /// As `touch`, for the path that `next(tree, from)` reads.
-    pub fn touch_next(&self, tree: TreeId, from: &[u8]) -> Result<(), Miss> {
-        unreachable!("signature only")
-    }
-    /// As `touch`, for the path that `prev(tree, from)` reads.
-    pub fn touch_prev(&self, tree: TreeId, from: &[u8]) -> Result<(), Miss> {
-        unreachable!("signature only")
-    }
-    /// Inserts or replaces. All or nothing; after a touch of the key in an open epoch it only ever misses for space.
-    pub fn put(&self, tree: TreeId, key: &[u8], value: &[u8]) -> Result<(), Miss> {
-        unreachable!("signature only")
-    }
-    /// Whether the key was there. Same promise as `put`.
-    pub fn delete(&self, tree: TreeId, key: &[u8]) -> Result<bool, Miss> {
-        unreachable!("signature only")
-    }
-    /// Brings what was missed.
+    /// Brings what was missed into the cache; loads of one node share a read. To be called in the turn
+    /// of the miss: later, the node's block may belong to another.
     ///
     /// # Errors
-    /// [`MetaError`].
+    /// [`MetaError::Full`] when the miss was one of space; `Io` and `Corrupt` from the read.
     pub async fn load(&self, miss: Miss) -> Result<(), MetaError> {
-        unreachable!("signature only")
+        let Want::Node { tree, node, level } = miss.0 else { return Err(MetaError::Full) };
+        let shared = &self.0;
+        if shared.inner.borrow().cache.peek(node.block).is_some() {
+            return Ok(());
+        }
+        let running = shared.loading.borrow().get(&node.block).cloned();
+        if let Some(running) = running {
+            // Whatever came of it, the caller tries again, and if need be loads again.
+            running.notified().await;
+            return Ok(());
+        }
+        shared.loading.borrow_mut().insert(node.block, Rc::default());
+        let _loading = Loading { shared, block: node.block };
+        let expect =
+            Expect { seed: shared.seed, tree, level, node, node_blocks: shared.geometry.node_blocks };
+        let node = read_node(&shared.meta, &shared.arena, &shared.geometry, &expect).await?;
+        let mut inner = shared.inner.borrow_mut();
+        inner.cache.stats.reads += 1;
+        inner.cache.insert_clean(node);
+        Ok(())
     }
+
+    /// Begins an epoch: what is touched while it is open stays in the cache.
     pub fn epoch(&self) -> EpochGuard {
-        unreachable!("signature only")
+        let epoch = self.0.inner.borrow_mut().cache.open_epoch();
+        EpochGuard { shared: self.0.clone(), epoch }
     }
+
+    /// Bytes changed since the last freeze.
     pub fn dirty_bytes(&self) -> u64 {
-        unreachable!("signature only")
+        self.0.inner.borrow().cache.dirty_bytes()
     }
+
+    /// The cache's counters now.
     pub fn cache_stats(&self) -> CacheStats {
-        unreachable!("signature only")
+        self.0.inner.borrow().cache.stats()
     }
-    /// Dirty and pinned nodes use more of the cache than they should: admit no more, checkpoint.
+
+    /// Dirty and pinned nodes use more of the cache than they should: checkpoint, and admit no more until then.
     pub fn pressure(&self) -> bool {
-        unreachable!("signature only")
+        let limits = &self.0.limits;
+        self.0.inner.borrow().cache.held_bytes() > limits.cache_bytes / 100 * limits.pressure_percent
     }
+
     /// Node blocks that may be allocated now.
     pub fn meta_free(&self) -> u64 {
-        unreachable!("signature only")
-    }
-    /// Most node blocks that one put or delete in any tree may take: what admission reserves for each.
-    pub fn blocks_per_op(&self) -> u64 {
-        unreachable!("signature only")
-    }
-    /// Generation that changes belong to now.
-    pub fn generation(&self) -> u64 {
-        unreachable!("signature only")
+        self.0.inner.borrow().space.free()
     }
 
-    /// Ends the running generation and begins the next. At most one generation is frozen at a time.
-    pub fn freeze(&self) -> Frozen {
-        unreachable!("signature only")
+    /// Node blocks of the region.
+    pub fn meta_blocks(&self) -> u64 {
+        self.0.geometry.node_blocks
     }
-    /// Writes a frozen generation and flushes.
-    ///
-    /// # Errors
-    /// [`MetaError`]: the target fails; nothing durable was overwritten.
-    pub async fn write(
-        &self,
-        frozen: &Frozen,
-        pace: Option<std::time::Duration>,
-    ) -> Result<Roots, MetaError> {
-        unreachable!("signature only")
+
+    /// Most node blocks that one put or delete in any tree may take now: what admission reserves for each.
+    pub fn blocks_per_op(&self) -> u64 {
+        self.0.inner.borrow().blocks_per_op()
     }
-    /// The generation's naming record is durable: what it no longer refers to may be reused.
-    pub fn release(&self, frozen: Frozen) {
-        unreachable!("signature only")
+
+    /// The generation that changes belong to now.
+    pub fn generation(&self) -> u64 {
+        self.0.inner.borrow().generation
+    }
+}
+
+/// Ends a load, whether it succeeded, failed or was dropped.
+struct Loading<'a> {
+    shared: &'a Shared,
+    block: u64,
+}
+
+impl Drop for Loading<'_> {
+    fn drop(&mut self) {
+        let waiting = self.shared.loading.borrow_mut().remove(&self.block);
+        if let Some(waiting) = waiting {
+            waiting.notify_all();
+        }
+    }
+}
+
+/// Reads a node and checks everything that its referrer and the format say about it.
+pub(super) async fn read_node(
+    meta: &Region,
+    arena: &Arena,
+    geometry: &Geometry,
+    expect: &Expect,
+) -> Result<Node, MetaError> {
+    let at = geometry.node_at(expect.node.block);
+    let buf = arena.alloc(geometry.node_size as usize).await;
+    let buf = meta.read(at, buf).await.map_err(MetaError::io("btree node read"))?;
+    Node::parse(&buf, expect).map_err(|why| Corrupt::new("btree node", at, why).into())
+}
+
+impl Inner {
+    pub fn blocks_per_op(&self) -> u64 {
+        let height = self.roots.iter().map(|root| root.height).max().unwrap_or(0);
+        2 * u64::from(height) + 2
+    }
+
+    /// The cached entry of a node.
+    pub fn find(&self, tree: TreeId, node: NodeRef, level: u32) -> Result<usize, Miss> {
+        self.cache.find(node.block).ok_or(Miss(Want::Node { tree, node, level }))
+    }
+
+    /// The way to the leaf whose range holds `key`; empty in an empty tree. The leaf's index is 0.
+    pub fn descend(&self, tree: TreeId, key: &[u8]) -> Result<Path, Miss> {
+        let mut path = Path::new();
+        self.extend(tree, &mut path, |node| node.child_index(key))?;
+        Ok(path)
+    }
+
+    /// Goes on from the end of `path` (from the root, if it is empty) to a leaf.
+    pub fn extend(&self, tree: TreeId, path: &mut Path, choose: impl Fn(&Node) -> usize) -> Result<(), Miss> {
+        let (mut next, mut level) = match path.last() {
+            None => (self.roots[tree.index()].node, self.roots[tree.index()].height),
+            Some(place) => {
+                let node = self.cache.node(place.at);
+                if node.is_leaf() {
+                    return Ok(());
+                }
+                (node.child(place.index), node.level)
+            }
+        };
+        while level > 0 {
+            level -= 1;
+            let at = self.find(tree, next, level)?;
+            let node = self.cache.node(at);
+            let index = if level == 0 { 0 } else { choose(node) };
+            path.push(Place { at, index });
+            if level > 0 {
+                next = node.child(index);
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses an operation before it changes anything when there might not be room for all of it.
+    pub fn check_space(&self) -> Result<(), Miss> {
+        if self.space.free() < self.blocks_per_op() { Err(Miss(Want::Space)) } else { Ok(()) }
+    }
+
+    /// Makes every node of the path one of the running generation, from the root down (I5).
+    pub fn own_path(&mut self, tree: TreeId, path: &Path) {
+        for (depth, place) in path.iter().enumerate() {
+            if let Some(node) = self.own(place.at) {
+                match depth.checked_sub(1).map(|above| path[above]) {
+                    None => self.roots[tree.index()].node = node,
+                    Some(parent) => self.cache.node_mut(parent.at).set_child(parent.index, node),
+                }
+            }
+        }
+    }
+
+    /// Makes a node one of the running generation; gives the new pointer if it moved.
+    pub fn own(&mut self, at: usize) -> Option<NodeRef> {
+        if matches!(self.cache.state(at), super::cache::State::Dirty(_)) {
+            return None;
+        }
+        let old = self.cache.node(at).block;
+        let block = self.space.alloc();
+        self.space.free_block(old, false);
+        self.cache.rewrite(at, block, self.generation);
+        Some(self.cache.node(at).node_ref())
+    }
+
+    /// Adds a new node of the running generation.
+    pub fn add(&mut self, mut node: Node, touched: u64) -> NodeRef {
+        (node.block, node.generation) = (self.space.alloc(), self.generation);
+        let node_ref = node.node_ref();
+        self.cache.insert_dirty(node, touched);
+        node_ref
+    }
+
+    /// Drops a node that nothing refers to any more.
+    pub fn drop_node(&mut self, at: usize) {
+        let (block, fresh) = self.cache.remove(at);
+        self.space.free_block(block, fresh);
     }
 }

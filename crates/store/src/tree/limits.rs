@@ -6,7 +6,7 @@ use crate::geometry::NODE_SIZE;
 pub const HEIGHT_MAX: u32 = 24;
 /// Clean nodes that stay in the cache even when dirty and pinned ones use all of its limit, so that
 /// a path can be loaded and used.
-pub const CLEAN_MIN: usize = 2 * HEIGHT_MAX as usize;
+pub const CLEAN_MIN: usize = HEIGHT_MAX as usize;
 /// Steps of the eviction clock for one node that comes in.
 pub const EVICT_STEPS_MAX: usize = 256;
 /// Empty leaves that wait for their turn to be unlinked; more are left for a later delete to find.

@@ -7,10 +7,25 @@
 
 pub mod limits;
 
+mod cache;
 mod forest;
+mod insert;
+mod metaspace;
+mod node;
+mod persist;
+mod read;
+mod remove;
+mod verify;
 
-pub use forest::{CacheStats, EpochGuard, Forest, Frozen, Roots};
+#[cfg(test)]
+mod tests;
+
+pub use cache::CacheStats;
+pub use forest::{EpochGuard, Forest};
 pub use limits::TreeLimits;
+pub use persist::{Frozen, Roots};
+pub use read::KeyValue;
+pub use verify::{TreeReport, Verified, verify};
 
 use cobalt_base::Corrupt;
 use cobalt_bdev::IoError;

@@ -1,0 +1,363 @@
+//! The node cache: bounded in bytes, evicting by a clock that passes over what may not go.
+//!
+//! Dirty and frozen nodes exist nowhere else, and what an open transaction touched must still be
+//! there when it is applied; the rest is a copy of the disk.
+
+use super::limits::{CLEAN_MIN, EVICT_STEPS_MAX};
+use super::node::Node;
+use slab::Slab;
+use std::cell::Cell;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::rc::Rc;
+
+/// Block numbers are not chosen by anyone outside: a multiplication spreads them well enough.
+#[derive(Default)]
+pub(super) struct BlockHasher(u64);
+
+impl Hasher for BlockHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+    fn write_u64(&mut self, n: u64) {
+        let mixed = (self.0 ^ n).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = mixed ^ (mixed >> 32);
+    }
+}
+
+pub(super) type BlockMap<V> = HashMap<u64, V, BuildHasherDefault<BlockHasher>>;
+
+/// Where a node is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// As on disk.
+    Clean,
+    /// Of the generation that is being written.
+    Frozen,
+    /// Of the running generation; the position in the list of dirty nodes.
+    Dirty(usize),
+}
+
+/// A cached node.
+pub(super) struct Entry {
+    pub node: Rc<Node>,
+    pub state: State,
+    /// The epoch count when a transaction last touched it.
+    touched: Cell<u64>,
+    /// Used since the clock's hand last passed.
+    hot: Cell<bool>,
+}
+
+/// Counters of the node cache. Sizes in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheStats {
+    /// Operations' steps that found their node.
+    pub hits: u64,
+    /// Those that did not.
+    pub misses: u64,
+    /// Nodes read from the device.
+    pub reads: u64,
+    /// Nodes dropped to make room.
+    pub evictions: u64,
+    /// All nodes in the cache.
+    pub bytes: u64,
+    /// Nodes changed since the last freeze.
+    pub dirty_bytes: u64,
+    /// Nodes of the generation that is being written.
+    pub frozen_bytes: u64,
+    /// Clean nodes that open epochs hold.
+    pub pinned_bytes: u64,
+    /// Sibling nodes merged.
+    pub merges: u64,
+    /// Nodes split.
+    pub splits: u64,
+    /// Empty leaves that could not be unlinked at once.
+    pub empties_kept: u64,
+}
+
+/// Open epochs, and how many clean bytes each of them is the last to have touched.
+#[derive(Default)]
+struct Epochs {
+    count: u64,
+    open: BTreeMap<u64, u32>,
+    bytes: BTreeMap<u64, u64>,
+    total: u64,
+}
+
+impl Epochs {
+    fn holds(&self, touched: u64) -> bool {
+        self.open.first_key_value().is_some_and(|(oldest, _)| touched >= *oldest)
+    }
+    fn add(&mut self, touched: u64, bytes: u64) {
+        if self.holds(touched) {
+            *self.bytes.entry(touched).or_default() += bytes;
+            self.total += bytes;
+        }
+    }
+    fn sub(&mut self, touched: u64, bytes: u64) {
+        if self.holds(touched) {
+            let held = self.bytes.get_mut(&touched).expect("what is held was added");
+            *held -= bytes;
+            self.total -= bytes;
+        }
+    }
+    fn close(&mut self, epoch: u64) {
+        let users = self.open.get_mut(&epoch).expect("a guard closes an epoch that it opened");
+        *users -= 1;
+        if *users == 0 {
+            self.open.remove(&epoch);
+        }
+        let oldest = self.open.first_key_value().map_or(u64::MAX, |(oldest, _)| *oldest);
+        while let Some(first) = self.bytes.first_entry()
+            && *first.key() < oldest
+        {
+            self.total -= first.remove();
+        }
+    }
+}
+
+/// The cache of one forest.
+pub(super) struct Cache {
+    entries: Slab<Entry>,
+    by_block: BlockMap<usize>,
+    /// Entries that are dirty, in no order.
+    dirty: Vec<usize>,
+    frozen: usize,
+    epochs: Epochs,
+    hand: usize,
+    node_size: u64,
+    limit: u64,
+    hits: Cell<u64>,
+    misses: Cell<u64>,
+    pub stats: CacheStats,
+}
+
+impl Cache {
+    pub fn new(node_size: u64, limit: u64) -> Cache {
+        Cache {
+            entries: Slab::new(),
+            by_block: BlockMap::default(),
+            dirty: Vec::new(),
+            frozen: 0,
+            epochs: Epochs::default(),
+            hand: 0,
+            node_size,
+            limit,
+            hits: Cell::new(0),
+            misses: Cell::new(0),
+            stats: CacheStats::default(),
+        }
+    }
+
+    pub fn stats(&self) -> CacheStats {
+        CacheStats {
+            hits: self.hits.get(),
+            misses: self.misses.get(),
+            bytes: self.entries.len() as u64 * self.node_size,
+            dirty_bytes: self.dirty_bytes(),
+            frozen_bytes: self.frozen as u64 * self.node_size,
+            pinned_bytes: self.epochs.total,
+            ..self.stats
+        }
+    }
+
+    pub fn dirty_bytes(&self) -> u64 {
+        self.dirty.len() as u64 * self.node_size
+    }
+
+    /// Bytes that cannot be evicted.
+    pub fn held_bytes(&self) -> u64 {
+        self.dirty_bytes() + self.frozen as u64 * self.node_size + self.epochs.total
+    }
+
+    /// The entry of a block, which counts as used now.
+    pub fn find(&self, block: u64) -> Option<usize> {
+        let found = self.by_block.get(&block).copied();
+        match found {
+            Some(at) => {
+                self.entries[at].hot.set(true);
+                self.hits.set(self.hits.get() + 1);
+            }
+            None => self.misses.set(self.misses.get() + 1),
+        }
+        found
+    }
+
+    /// Whether a block is here, without a trace of the question.
+    pub fn peek(&self, block: u64) -> Option<usize> {
+        self.by_block.get(&block).copied()
+    }
+
+    pub fn node(&self, at: usize) -> &Node {
+        &self.entries[at].node
+    }
+
+    /// A dirty node, to change it.
+    pub fn node_mut(&mut self, at: usize) -> &mut Node {
+        let entry = &mut self.entries[at];
+        assert!(matches!(entry.state, State::Dirty(_)), "only nodes of the running generation change");
+        Rc::get_mut(&mut entry.node).expect("nobody shares a node of the running generation")
+    }
+
+    pub fn state(&self, at: usize) -> State {
+        self.entries[at].state
+    }
+
+    pub fn touched(&self, at: usize) -> u64 {
+        self.entries[at].touched.get()
+    }
+
+    pub fn is_pinned(&self, at: usize) -> bool {
+        self.epochs.holds(self.touched(at))
+    }
+
+    /// Puts the node under the protection of the epochs that are open now.
+    pub fn touch(&mut self, at: usize) {
+        self.raise_touched(at, self.epochs.count);
+    }
+
+    /// The node inherits another's protection.
+    pub fn raise_touched(&mut self, at: usize, touched: u64) {
+        let entry = &self.entries[at];
+        let old = entry.touched.get();
+        if old >= touched {
+            return;
+        }
+        entry.touched.set(touched);
+        if entry.state == State::Clean {
+            self.epochs.sub(old, self.node_size);
+            self.epochs.add(touched, self.node_size);
+        }
+    }
+
+    pub fn open_epoch(&mut self) -> u64 {
+        self.epochs.count += 1;
+        *self.epochs.open.entry(self.epochs.count).or_default() += 1;
+        self.epochs.count
+    }
+
+    pub fn close_epoch(&mut self, epoch: u64) {
+        self.epochs.close(epoch);
+    }
+
+    /// Takes in a node that was read, and makes room for it.
+    pub fn insert_clean(&mut self, node: Node) {
+        self.evict();
+        let block = node.block;
+        let entry =
+            Entry { node: Rc::new(node), state: State::Clean, touched: Cell::new(0), hot: Cell::new(true) };
+        let at = self.entries.insert(entry);
+        let old = self.by_block.insert(block, at);
+        assert!(old.is_none(), "node block {block} is cached twice");
+    }
+
+    /// Takes in a node of the running generation.
+    pub fn insert_dirty(&mut self, node: Node, touched: u64) -> usize {
+        let block = node.block;
+        let state = State::Dirty(self.dirty.len());
+        let entry = Entry { node: Rc::new(node), state, touched: Cell::new(touched), hot: Cell::new(true) };
+        let at = self.entries.insert(entry);
+        self.dirty.push(at);
+        let old = self.by_block.insert(block, at);
+        assert!(old.is_none(), "node block {block} is cached twice");
+        at
+    }
+
+    /// Moves a clean or frozen node to a new block of the running generation. A frozen one is copied:
+    /// the old image is still to be written.
+    pub fn rewrite(&mut self, at: usize, block: u64, generation: u64) {
+        self.leave_state(at);
+        let entry = &mut self.entries[at];
+        entry.state = State::Dirty(self.dirty.len());
+        self.dirty.push(at);
+        let node = Rc::make_mut(&mut entry.node);
+        self.by_block.remove(&node.block);
+        (node.block, node.generation) = (block, generation);
+        let old = self.by_block.insert(block, at);
+        assert!(old.is_none(), "node block {block} is cached twice");
+    }
+
+    /// Drops a node; gives its block and whether the running generation wrote it.
+    pub fn remove(&mut self, at: usize) -> (u64, bool) {
+        let fresh = matches!(self.entries[at].state, State::Dirty(_));
+        self.leave_state(at);
+        let entry = self.entries.remove(at);
+        self.by_block.remove(&entry.node.block);
+        (entry.node.block, fresh)
+    }
+
+    fn leave_state(&mut self, at: usize) {
+        let entry = &self.entries[at];
+        match entry.state {
+            State::Clean => self.epochs.sub(entry.touched.get(), self.node_size),
+            State::Frozen => self.frozen -= 1,
+            State::Dirty(place) => {
+                self.dirty.swap_remove(place);
+                if let Some(moved) = self.dirty.get(place) {
+                    self.entries[*moved].state = State::Dirty(place);
+                }
+            }
+        }
+    }
+
+    /// Every dirty node becomes frozen.
+    pub fn freeze(&mut self) -> Vec<Rc<Node>> {
+        assert!(self.frozen == 0, "one generation is frozen at a time");
+        let dirty = std::mem::take(&mut self.dirty);
+        self.frozen = dirty.len();
+        dirty
+            .iter()
+            .map(|at| {
+                let entry = &mut self.entries[*at];
+                entry.state = State::Frozen;
+                entry.node.clone()
+            })
+            .collect()
+    }
+
+    /// The frozen node of `block` is on disk. `finish` sees it before it counts as clean.
+    pub fn thaw(&mut self, block: u64, finish: impl FnOnce(&mut Node)) {
+        let Some(at) = self.peek(block) else { return };
+        let entry = &mut self.entries[at];
+        if entry.state == State::Frozen {
+            finish(Rc::get_mut(&mut entry.node).expect("the writer has let go of its nodes"));
+            entry.state = State::Clean;
+            self.frozen -= 1;
+            self.epochs.add(entry.touched.get(), self.node_size);
+        }
+    }
+
+    /// Visits every interior node of the running generation.
+    pub fn each_dirty_interior(&mut self, mut visit: impl FnMut(&mut Node)) {
+        for at in &self.dirty {
+            let node = &mut self.entries[*at].node;
+            if !node.is_leaf() {
+                visit(Rc::get_mut(node).expect("nobody shares a node of the running generation"));
+            }
+        }
+    }
+
+    /// Makes room for one more node, as far as the clock finds nodes that may go.
+    pub fn evict(&mut self) {
+        for _ in 0..EVICT_STEPS_MAX {
+            let bytes = (self.entries.len() as u64 + 1) * self.node_size;
+            let clean = self.entries.len() - self.dirty.len() - self.frozen;
+            let pinned = usize::try_from(self.epochs.total / self.node_size).unwrap_or(usize::MAX);
+            if bytes <= self.limit || clean.saturating_sub(pinned) < CLEAN_MIN {
+                return;
+            }
+            self.hand = if self.hand + 1 < self.entries.capacity() { self.hand + 1 } else { 0 };
+            let Some(entry) = self.entries.get(self.hand) else { continue };
+            let may_go = entry.state == State::Clean && !self.epochs.holds(entry.touched.get());
+            if may_go && !entry.hot.replace(false) {
+                self.remove(self.hand);
+                self.stats.evictions += 1;
+            }
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! Reading: a lookup goes down once; a scan walks from leaf to leaf over the path that it came by.
+
+use super::forest::{Forest, Inner, Path};
+use super::{Miss, TreeId};
+
+/// A key and its value.
+pub type KeyValue = (Vec<u8>, Vec<u8>);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Up,
+    Down,
+}
+
+impl Forest {
+    /// The value of `key`.
+    ///
+    /// # Errors
+    /// [`Miss`].
+    pub fn get(&self, tree: TreeId, key: &[u8]) -> Result<Option<Vec<u8>>, Miss> {
+        self.get_with(tree, key, <[u8]>::to_vec)
+    }
+
+    /// What `read` makes of the value of `key`, where it lies.
+    ///
+    /// # Errors
+    /// [`Miss`].
+    pub fn get_with<R>(
+        &self,
+        tree: TreeId,
+        key: &[u8],
+        read: impl FnOnce(&[u8]) -> R,
+    ) -> Result<Option<R>, Miss> {
+        let inner = self.0.inner.borrow();
+        let root = inner.roots[tree.index()];
+        let (mut next, mut level) = (root.node, root.height);
+        while level > 0 {
+            level -= 1;
+            let node = inner.cache.node(inner.find(tree, next, level)?);
+            if level == 0 {
+                return Ok(node.search(key).ok().map(|i| read(node.value(i))));
+            }
+            next = node.child(node.child_index(key));
+        }
+        Ok(None)
+    }
+
+    /// The first entry with a key of at least `from`.
+    ///
+    /// # Errors
+    /// [`Miss`].
+    pub fn next(&self, tree: TreeId, from: &[u8]) -> Result<Option<KeyValue>, Miss> {
+        let inner = self.0.inner.borrow();
+        Ok(inner.seek(tree, from, Way::Up)?.map(|path| inner.entry(&path)))
+    }
+
+    /// The last entry with a key of at most `from`.
+    ///
+    /// # Errors
+    /// [`Miss`].
+    pub fn prev(&self, tree: TreeId, from: &[u8]) -> Result<Option<KeyValue>, Miss> {
+        let inner = self.0.inner.borrow();
+        Ok(inner.seek(tree, from, Way::Down)?.map(|path| inner.entry(&path)))
+    }
+
+    /// Entries from `from` to before `until`, in order, until one of the limits is met; at least one if
+    /// any is there. All leaves on the way must be in the cache at once: keep `bytes_max` well below its size.
+    ///
+    /// # Errors
+    /// [`Miss`]; the retry begins anew.
+    pub fn scan(
+        &self,
+        tree: TreeId,
+        from: &[u8],
+        until: Option<&[u8]>,
+        entries_max: usize,
+        bytes_max: usize,
+    ) -> Result<Vec<KeyValue>, Miss> {
+        let inner = self.0.inner.borrow();
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        let mut path = inner.seek(tree, from, Way::Up)?;
+        while let Some(mut place) = path {
+            let entry = inner.entry(&place);
+            bytes += entry.0.len() + entry.1.len();
+            let past = until.is_some_and(|until| entry.0.as_slice() >= until);
+            let full = entries.len() >= entries_max || (bytes > bytes_max && !entries.is_empty());
+            if past || full {
+                break;
+            }
+            entries.push(entry);
+            if entries.len() == entries_max {
+                break;
+            }
+            if let Some(leaf) = place.last_mut() {
+                leaf.index += 1;
+            }
+            path = inner.settle(tree, place, Way::Up)?;
+        }
+        Ok(entries)
+    }
+
+    /// Puts the path to `key` under the protection of the open epochs.
+    ///
+    /// # Errors
+    /// [`Miss`].
+    pub fn touch(&self, tree: TreeId, key: &[u8]) -> Result<(), Miss> {
+        let inner = &mut *self.0.inner.borrow_mut();
+        let path = inner.descend(tree, key)?;
+        inner.protect(&path);
+        Ok(())
+    }
+
+    /// As [`Forest::touch`], for what `next(tree, from)` reads, and the path to `from` itself.
+    ///
+    /// # Errors
+    /// [`Miss`].
+    pub fn touch_next(&self, tree: TreeId, from: &[u8]) -> Result<(), Miss> {
+        self.touch_way(tree, from, Way::Up)
+    }
+
+    /// As [`Forest::touch`], for what `prev(tree, from)` reads, and the path to `from` itself.
+    ///
+    /// # Errors
+    /// [`Miss`].
+    pub fn touch_prev(&self, tree: TreeId, from: &[u8]) -> Result<(), Miss> {
+        self.touch_way(tree, from, Way::Down)
+    }
+
+    fn touch_way(&self, tree: TreeId, from: &[u8], way: Way) -> Result<(), Miss> {
+        let inner = &mut *self.0.inner.borrow_mut();
+        let own = inner.descend(tree, from)?;
+        let found = inner.seek(tree, from, way)?;
+        inner.protect(&own);
+        if let Some(path) = found {
+            inner.protect(&path);
+        }
+        Ok(())
+    }
+}
+
+impl Inner {
+    fn protect(&mut self, path: &Path) {
+        for place in path {
+            self.cache.touch(place.at);
+        }
+    }
+
+    /// The path to the first entry at or above `from`, or to the last at or below it.
+    fn seek(&self, tree: TreeId, from: &[u8], way: Way) -> Result<Option<Path>, Miss> {
+        let mut path = self.descend(tree, from)?;
+        let Some(leaf) = path.last_mut() else { return Ok(None) };
+        leaf.index = match (self.cache.node(leaf.at).search(from), way) {
+            (Ok(i), _) | (Err(i), Way::Up) => i,
+            (Err(i), Way::Down) => i.wrapping_sub(1),
+        };
+        self.settle(tree, path, way)
+    }
+
+    /// Moves a path whose leaf index is outside of the leaf on to the next leaf that has entries.
+    fn settle(&self, tree: TreeId, mut path: Path, way: Way) -> Result<Option<Path>, Miss> {
+        loop {
+            match path.last() {
+                Some(leaf) if leaf.index < self.cache.node(leaf.at).count() => return Ok(Some(path)),
+                _ => {}
+            }
+            path.pop();
+            loop {
+                let Some(place) = path.last_mut() else { return Ok(None) };
+                let index = match way {
+                    Way::Up => place.index + 1,
+                    Way::Down => place.index.wrapping_sub(1),
+                };
+                if index < self.cache.node(place.at).count() {
+                    place.index = index;
+                    break;
+                }
+                path.pop();
+            }
+            match way {
+                Way::Up => self.extend(tree, &mut path, |_| 0)?,
+                Way::Down => self.extend(tree, &mut path, |node| node.count() - 1)?,
+            }
+            if way == Way::Down
+                && let Some(leaf) = path.last_mut()
+            {
+                leaf.index = self.cache.node(leaf.at).count().wrapping_sub(1);
+            }
+        }
+    }
+
+    fn entry(&self, path: &Path) -> KeyValue {
+        let leaf = path.last().expect("a settled path ends in a leaf");
+        let node = self.cache.node(leaf.at);
+        (node.key(leaf.index).to_vec(), node.value(leaf.index).to_vec())
+    }
+}
