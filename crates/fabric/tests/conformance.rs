@@ -1,5 +1,7 @@
 //! One suite for all transports: what `Conn` promises, on local and on tcp.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use cobalt_dma::{Arena, ArenaConfig, Slice};
 use cobalt_fabric::limits::WINDOW;
 use cobalt_fabric::{

@@ -1,6 +1,8 @@
 //! Bytes from outside on a TCP connection: none of them panics or hangs the reactor, and what breaks the
 //! protocol ends the connection and is counted.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use cobalt_base::checksum::crc32c;
 use cobalt_dma::{Arena, ArenaConfig};
 use cobalt_fabric::{PeerAddr, TcpTransport, Transport};
