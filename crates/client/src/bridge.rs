@@ -32,8 +32,14 @@ pub(crate) enum Fate {
     Settled,
 }
 
-/// A look-up in use. The reactor's half waits for the last sender to go.
-pub(crate) type Hold = std::sync::Arc<oneshot::Sender<std::convert::Infallible>>;
+/// A look-up in use, shared by an object and its streams. The reactor waits for the sender to go.
+pub(crate) struct HoldGuard {
+    pub(crate) ticket: u64,
+    pub(crate) _gone: oneshot::Sender<std::convert::Infallible>,
+}
+
+/// A share of a look-up.
+pub(crate) type Hold = std::sync::Arc<HoldGuard>;
 
 /// The next bytes of a GET.
 pub(crate) type Piece = Result<Slice, ClientError>;

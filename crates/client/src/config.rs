@@ -1,6 +1,7 @@
 //! What a client must be told: who it is, whom it talks to, and how it lays objects out.
 
 use crate::Limits;
+use cobalt_rpc::Peer;
 use cobalt_rpc::proto::record::Layout;
 
 /// Units per group and their size.
@@ -44,11 +45,11 @@ impl LayoutConfig {
     }
 }
 
-/// A process of the cluster.
-#[derive(Clone, Debug)]
+/// A process of the cluster, this one too. Its [`Peer`] is named as the configuration and the pool name the process.
+#[derive(Clone)]
 pub struct PeerConfig {
-    /// As the configuration and the pool name it.
-    pub name: String,
+    /// Calls it.
+    pub peer: Peer,
     /// Where it listens, for people; how to get there is the peer's affair.
     pub address: String,
     /// Whether it may hold the catalogue.

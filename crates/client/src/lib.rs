@@ -5,14 +5,30 @@
 //! mailboxes that carry whole units. Reading order: the write path (`layout`, `put`), publishing (`cas_client`,
 //! `session`, `dead`), then reading (`get`).
 
-mod bridge;
-mod config;
-mod error;
 mod handle;
-pub mod limits;
-mod status;
 mod stream;
 
+mod bridge;
+mod client;
+
+mod layout;
+mod put;
+mod write;
+
+mod cas;
+mod dead;
+mod session;
+
+mod get;
+mod read;
+
+mod config;
+mod error;
+mod limits;
+mod pool;
+mod status;
+
+pub use client::{Client, ClientCounters};
 pub use config::{ClientConfig, LayoutConfig, PeerConfig};
 pub use error::ClientError;
 pub use handle::Handle;

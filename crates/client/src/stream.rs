@@ -15,11 +15,13 @@ use std::ops::Range;
 pub struct PutStream {
     parts: PutParts,
     arena: Arena,
+    /// A unit was not full: it is the last.
+    ended: bool,
 }
 
 impl PutStream {
     pub(crate) fn new(parts: PutParts, arena: Arena) -> PutStream {
-        PutStream { parts, arena }
+        PutStream { parts, arena, ended: false }
     }
 
     /// Bytes per unit.
@@ -42,6 +44,8 @@ impl PutStream {
         if unit.is_empty() {
             return Ok(());
         }
+        assert!(!self.ended, "only the last unit of a body may be short");
+        self.ended = unit.len() < self.parts.unit_size;
         match self.parts.units.send(PutItem::Unit(unit)).await {
             Ok(()) => Ok(()),
             Err(_) => Err(self.why().await),
