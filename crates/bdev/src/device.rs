@@ -64,6 +64,12 @@ pub enum IoError {
 pub struct Done(OneSender<Result<Option<Buf>, IoError>>);
 
 impl Done {
+    #[cfg(test)]
+    pub(crate) fn pair() -> (Done, OneReceiver<Result<Option<Buf>, IoError>>) {
+        let (done, answer) = oneshot();
+        (Done(done), answer)
+    }
+
     /// Answers. The backend has let go of all of the operation's memory but `buf`.
     pub fn send(self, result: Result<Option<Buf>, IoError>) {
         self.0.send(result);
@@ -112,6 +118,11 @@ impl Device {
     pub fn new(bdev: Rc<dyn Bdev>) -> Device {
         let depth = u64::from(bdev.identify().depth);
         Device { bdev, room: Semaphore::new(depth), counters: Rc::default() }
+    }
+
+    /// The backend, for a wrapper that goes over it.
+    pub fn bdev(&self) -> &Rc<dyn Bdev> {
+        &self.bdev
     }
 
     /// What the device is.

@@ -412,3 +412,71 @@ impl Drop for Uring {
         self.send_answers();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Answer, RETRIES_MAX, Slot};
+    use crate::device::{Done, Io, IoError, Op};
+    use cobalt_dma::{Arena, ArenaConfig};
+    use smallvec::smallvec;
+
+    fn slot(op: Op) -> Slot {
+        let (done, _) = Done::pair();
+        Slot { io: Some(Io { op, done }), ..Slot::default() }
+    }
+
+    fn write(len: usize) -> Slot {
+        let arena = Arena::new(ArenaConfig { limit: 4 << 20 }).unwrap();
+        let data = smallvec![arena.try_alloc(len).unwrap().freeze()];
+        slot(Op::Write { offset: 65536, data, fua: false })
+    }
+
+    fn failure(answer: Option<Answer>) -> IoError {
+        answer.expect("an answer").1.expect_err("an error")
+    }
+
+    #[test]
+    fn a_short_write_goes_on_where_it_stopped() {
+        let mut slot = write(16384);
+        assert!(slot.advance(4096, 512).is_none());
+        assert_eq!(slot.progress, 4096);
+        assert!(slot.advance(5000, 512).is_none());
+        assert_eq!(slot.progress, 8704, "in whole blocks, so that it stays aligned");
+        let (_, result) = slot.advance(7680, 512).expect("all of it");
+        assert_eq!(result.map(|buf| buf.is_some()), Ok(false));
+        assert!(slot.io.is_none());
+    }
+
+    #[test]
+    fn interruptions_are_retried_and_nothing_for_ever() {
+        let mut slot = write(8192);
+        for _ in 0..RETRIES_MAX {
+            assert!(slot.advance(-libc::EAGAIN, 512).is_none());
+        }
+        assert!(slot.advance(4096, 512).is_none(), "progress starts the count anew");
+        for _ in 0..RETRIES_MAX {
+            assert!(slot.advance(-libc::EINTR, 512).is_none());
+        }
+        let error = failure(slot.advance(-libc::EINTR, 512));
+        assert!(matches!(error, IoError::Failed { op: "write", offset: 65536, len: 8192, .. }), "{error}");
+        assert!(matches!(failure(write(8192).advance(0, 512)), IoError::Failed { .. }));
+        assert!(matches!(failure(write(8192).advance(100, 512)), IoError::Failed { .. }));
+    }
+
+    #[test]
+    fn errors_say_what_they_mean() {
+        for errno in [libc::ENOSPC, libc::EDQUOT] {
+            let error = failure(write(8192).advance(-errno, 512));
+            assert_eq!(error, IoError::HostFull { offset: 65536, len: 8192 });
+            let error = failure(slot(Op::Flush).advance(-errno, 512));
+            assert!(
+                matches!(error, IoError::Failed { op: "flush", .. }),
+                "what is stable is unknown: {error}"
+            );
+        }
+        let error = failure(write(8192).advance(-libc::EIO, 512)).to_string();
+        assert!(error.contains("write of 8192 bytes at 0x10000 failed: Input/output error"), "{error}");
+        let (_, flushed) = slot(Op::Flush).advance(0, 512).expect("an answer");
+        assert!(flushed.is_ok());
+    }
+}
