@@ -1,7 +1,7 @@
 //! The trait that backends implement, and the handle that everyone else uses.
 
 use cobalt_dma::{Buf, Slice};
-use cobalt_reactor::sync::{OneReceiver, OneSender, Semaphore, oneshot};
+use cobalt_reactor::sync::{OneReceiver, OneSender, Permit, Semaphore, oneshot};
 use smallvec::SmallVec;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -61,18 +61,26 @@ pub enum IoError {
 }
 
 /// The answer to one operation: sent exactly once, with the buffer of a read.
-pub struct Done(OneSender<Result<Option<Buf>, IoError>>);
+pub struct Done {
+    answer: OneSender<Result<Option<Buf>, IoError>>,
+    /// Held until the backend is done, not until the task that waits is: so many are in flight in truth.
+    _room: Option<Permit>,
+    counters: Rc<Cell<IoCounters>>,
+}
 
 impl Done {
     #[cfg(test)]
     pub(crate) fn pair() -> (Done, OneReceiver<Result<Option<Buf>, IoError>>) {
-        let (done, answer) = oneshot();
-        (Done(done), answer)
+        let (answer, receiver) = oneshot();
+        (Done { answer, _room: None, counters: Rc::default() }, receiver)
     }
 
     /// Answers. The backend has let go of all of the operation's memory but `buf`.
     pub fn send(self, result: Result<Option<Buf>, IoError>) {
-        self.0.send(result);
+        if result.is_err() {
+            count(&self.counters, |c| c.errors += 1);
+        }
+        self.answer.send(result);
     }
 }
 
@@ -135,7 +143,7 @@ impl Device {
         self.counters.get()
     }
 
-    /// Operations in flight now.
+    /// Operations in flight now, those among them that nobody waits for any more.
     pub fn in_flight(&self) -> u64 {
         self.room.limit() - self.room.available()
     }
@@ -147,7 +155,7 @@ impl Device {
     pub async fn read(&self, offset: u64, buf: Buf) -> Result<Buf, IoError> {
         let len = buf.len() as u64;
         self.check("read", offset, len)?;
-        self.count(|c| {
+        count(&self.counters, |c| {
             c.reads += 1;
             c.read_bytes += len;
         });
@@ -171,7 +179,7 @@ impl Device {
         {
             return Err(IoError::Invalid { op: "write", offset, len });
         }
-        self.count(|c| {
+        count(&self.counters, |c| {
             c.writes += 1;
             c.write_bytes += len;
         });
@@ -186,7 +194,7 @@ impl Device {
         if !self.identify().volatile_cache {
             return Ok(());
         }
-        self.count(|c| c.flushes += 1);
+        count(&self.counters, |c| c.flushes += 1);
         self.run(Op::Flush).await.map(drop)
     }
 
@@ -199,20 +207,16 @@ impl Device {
         if !self.identify().deallocate {
             return Ok(());
         }
-        self.count(|c| c.deallocates += 1);
+        count(&self.counters, |c| c.deallocates += 1);
         self.run(Op::Deallocate { offset, len }).await.map(drop)
     }
 
     async fn run(&self, op: Op) -> Result<Option<Buf>, IoError> {
-        let permit = self.room.acquire(1).await;
-        let (done, answer): (_, OneReceiver<_>) = oneshot();
-        self.bdev.submit(Io { op, done: Done(done) });
-        let result = answer.await.unwrap_or(Err(IoError::Gone));
-        drop(permit);
-        if result.is_err() {
-            self.count(|c| c.errors += 1);
-        }
-        result
+        let room = self.room.acquire(1).await;
+        let (answer, receiver): (_, OneReceiver<_>) = oneshot();
+        let done = Done { answer, _room: Some(room), counters: self.counters.clone() };
+        self.bdev.submit(Io { op, done });
+        receiver.await.unwrap_or(Err(IoError::Gone))
     }
 
     fn check(&self, op: &'static str, offset: u64, len: u64) -> Result<(), IoError> {
@@ -224,10 +228,10 @@ impl Device {
         }
         Ok(())
     }
+}
 
-    fn count(&self, f: impl FnOnce(&mut IoCounters)) {
-        let mut counters = self.counters.get();
-        f(&mut counters);
-        self.counters.set(counters);
-    }
+fn count(counters: &Cell<IoCounters>, f: impl FnOnce(&mut IoCounters)) {
+    let mut now = counters.get();
+    f(&mut now);
+    counters.set(now);
 }

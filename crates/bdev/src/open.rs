@@ -56,6 +56,8 @@ impl Default for OpenMode {
 pub enum OpenError {
     #[error("{} does not exist: `cobalt format` creates it, or correct the path", .path.display())]
     Missing { path: PathBuf },
+    #[error("the directory of {} does not exist: make it, or correct the path", .path.display())]
+    NoDirectory { path: PathBuf },
     #[error("{} is a directory: name a file or a block device", .path.display())]
     Directory { path: PathBuf },
     #[error("{} is neither a file nor a block device", .path.display())]
@@ -190,8 +192,9 @@ fn holder(file: &File) -> Option<String> {
 
 impl Request {
     fn system(&self, what: &'static str) -> impl FnOnce(io::Error) -> OpenError {
-        let path = self.path.clone();
+        let (path, create) = (self.path.clone(), self.create);
         move |source| match source.raw_os_error() {
+            Some(libc::ENOENT) if create => OpenError::NoDirectory { path },
             Some(libc::ENOENT) => OpenError::Missing { path },
             Some(libc::EISDIR) => OpenError::Directory { path },
             Some(libc::EACCES | libc::EPERM | libc::EROFS) => OpenError::Permission { path },
@@ -208,32 +211,44 @@ impl Request {
             Err(error) if error.kind() == io::ErrorKind::NotFound && self.create => {}
             Err(error) => return Err(self.system("examining")(error)),
         }
-        let created = self.create && !self.path.exists();
-        if created && self.size.is_none() {
+        let exists = self.path.exists();
+        if self.create && !exists && self.size.is_none() {
             return Err(OpenError::SizeNeeded { path: self.path.clone() });
         }
-        let open = |flags: i32| {
+        let open = |create: bool, flags: i32| {
             let mut options = OpenOptions::new();
-            options.read(true).write(true).create(self.create).truncate(false).mode(0o600);
+            options.read(true).write(true).create_new(create).mode(0o600);
             options.custom_flags(flags).open(&self.path)
         };
-        let (file, direct) = match open(libc::O_DIRECT) {
-            Ok(file) => (file, true),
+        // Whoever makes the file takes it away again if it gets no room: nobody else's.
+        let mut created = self.create && !exists;
+        let mut opened = open(created, libc::O_DIRECT);
+        if created && opened.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::AlreadyExists) {
+            created = false;
+            opened = open(false, libc::O_DIRECT);
+        }
+        match opened {
+            Ok(file) => Ok(Opened { file, direct: true, created }),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                let file = open(0).map_err(self.system("opening"))?;
+                // A refused O_DIRECT has made the file all the same.
+                let create = created && !self.path.exists();
+                let file = open(create, 0).map_err(self.system("opening"))?;
                 tracing::warn!(device = %self.path.display(), "this file system refuses O_DIRECT: data goes through the page cache");
-                (file, false)
+                Ok(Opened { file, direct: false, created })
             }
-            Err(error) => return Err(self.system("opening")(error)),
-        };
-        Ok(Opened { file, direct, created })
+            Err(error) => Err(self.system("opening")(error)),
+        }
     }
 
     /// Gives a new file its size, and finds out what an old one is.
     fn measure(&self, opened: Opened) -> Result<Target, OpenError> {
         let Opened { file, direct, created } = opened;
         let path = self.path.clone();
-        let kind = file.metadata().map_err(self.system("examining"))?.file_type();
+        let meta = file.metadata().map_err(self.system("examining"))?;
+        let kind = meta.file_type();
+        if meta.st_nlink() == 0 {
+            return Err(OpenError::Missing { path }); // Removed while it was waited for.
+        }
         if !kind.is_file() && !kind.is_block_device() {
             return Err(OpenError::WrongKind { path });
         }
@@ -281,14 +296,21 @@ impl Request {
 
 fn reserve(file: &File, size: u64) -> io::Result<()> {
     let len = i64::try_from(size).map_err(io::Error::other)?;
-    match fallocate(file, FallocateFlags::empty(), 0, len) {
-        Ok(()) => Ok(()),
+    // Asked first: trying would fill the host to the brim for a moment, and others with it. A file system
+    // without a size of its own says zero.
+    let host = nix::sys::statvfs::fstatvfs(file)?;
+    if host.blocks() > 0 && host.blocks_available().saturating_mul(host.fragment_size()) < size {
+        return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+    }
+    // The size comes last and at once: a file that is cut short here is empty, and is begun anew.
+    match fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, len) {
+        Ok(()) => file.set_len(size),
         Err(nix::errno::Errno::EOPNOTSUPP) => {
             tracing::warn!("this file system cannot reserve room: the file is sparse");
             file.set_len(size)
         }
         Err(error) => {
-            let _ = file.set_len(0);
+            let _ = file.set_len(0); // Gives back what it got.
             Err(error.into())
         }
     }

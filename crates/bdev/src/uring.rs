@@ -408,6 +408,8 @@ impl Drop for Uring {
                 }
                 inner.reap(&mut self.answers.borrow_mut());
             }
+            // The kernel tears rings down later, by itself; the file, and its lock, go now.
+            let _ = inner.ring.submitter().unregister_files();
         }
         self.send_answers();
     }

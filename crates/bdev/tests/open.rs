@@ -124,7 +124,7 @@ fn what_is_wrong_is_named() {
         let error = p.fails("file:{}/none?size=1MiB", OPEN).await;
         assert!(error.contains("/none does not exist: `cobalt format` creates it"), "{error}");
         let error = p.fails("file:{}/no/such/dir?size=1MiB", CREATE).await;
-        assert!(error.contains("does not exist"), "{error}");
+        assert!(error.contains("the directory of") && error.contains("make it"), "{error}");
         let error = p.fails("file:{}/none", CREATE).await;
         assert!(error.contains("without a size: add ?size=8GiB"), "{error}");
         assert!(!p.dir.path().join("none").exists(), "nothing is left behind");
@@ -200,16 +200,18 @@ fn a_file_cut_while_open_is_an_error_of_the_device() {
     }
 }
 
-/// A file system of 1 MiB, where this process may mount one.
+/// A file system in memory, where this process may mount one; a `tmpfs` has room for 1 MiB.
 struct Small(std::path::PathBuf);
 
 impl Small {
-    fn mount(dir: &Path) -> Option<Small> {
-        let done = std::process::Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=1m", "none"])
-            .arg(dir)
-            .output();
-        done.is_ok_and(|o| o.status.success()).then(|| Small(dir.into()))
+    fn mount(kind: &str, dir: &Path) -> Option<Small> {
+        let mut mount = std::process::Command::new("mount");
+        let done = mount.args(["-t", kind, "-o", "size=1m", "none"]).arg(dir).output();
+        if done.is_ok_and(|o| o.status.success()) {
+            return Some(Small(dir.into()));
+        }
+        let _ = writeln!(std::io::stderr(), "skipped: this user cannot mount a {kind}");
+        None
     }
 }
 
@@ -225,10 +227,9 @@ fn a_full_host_is_told_apart_from_a_broken_device() {
         at(move |p| async move {
             let dir = p.dir.path().join("fs");
             std::fs::create_dir(&dir).unwrap();
-            let Some(_small) = Small::mount(&dir) else {
-                let _ = writeln!(std::io::stderr(), "skipped: this user cannot mount a small file system");
-                return;
-            };
+            let Some(_small) = Small::mount("tmpfs", &dir) else { return };
+            let error = p.open("file:{}/fs/t0?size=8MiB", OpenMode { engine, ..CREATE }).await.err().unwrap();
+            assert!(matches!(error, OpenError::HostFull { .. }), "{error}");
             let mode = OpenMode { engine, ..CREATE };
             let device = p.open("file:{}/fs/t0?size=8MiB&sparse=true", mode).await.unwrap();
             let mut buf = p.arena.try_alloc(4 << 20).unwrap();
@@ -239,6 +240,29 @@ fn a_full_host_is_told_apart_from_a_broken_device() {
             // The device is well: room that is given back is used again.
             device.deallocate(0, 4 << 20).await.unwrap();
             device.write(0, smallvec![data.slice(0..64 << 10)], true).await.unwrap();
+            drop(device);
+        });
+    }
+}
+
+#[test]
+fn without_o_direct_the_page_cache_is_used_and_shown() {
+    for engine in [Engine::Auto, Engine::Threads] {
+        at(move |p| async move {
+            let dir = p.dir.path().join("fs");
+            std::fs::create_dir(&dir).unwrap();
+            let Some(_small) = Small::mount("ramfs", &dir) else { return };
+            let mode = OpenMode { engine, ..CREATE };
+            let device = p.open("file:{}/fs/t0?size=1MiB", mode).await.unwrap();
+            let id = device.identify();
+            assert!(id.backend.contains(" (buffered) "), "{id:?}");
+            assert!(id.volatile_cache && !id.deallocate && id.atomic_write == 512, "{id:?}");
+            let mut buf = p.arena.try_alloc(8192).unwrap();
+            buf.fill(4);
+            device.write(4096, smallvec![buf.freeze()], true).await.unwrap();
+            device.flush().await.unwrap();
+            let buf = device.read(4096, p.arena.try_alloc(8192).unwrap()).await.unwrap();
+            assert!(buf.iter().all(|b| *b == 4));
             drop(device);
         });
     }
