@@ -56,7 +56,7 @@ impl Cas {
         target: impl Into<String>,
         leadership: Rc<dyn Leadership>,
     ) -> Result<Cas, CasError> {
-        let table = Table(ctg);
+        let table = Table::new(ctg);
         let drawn = ctx.random_u64().max(1);
         let (incarnation, term) = table
             .transact(move |draft| {
@@ -84,6 +84,11 @@ impl Cas {
     /// The catalogue's incarnation, which every cob carries.
     pub fn incarnation(&self) -> u64 {
         self.0.incarnation
+    }
+
+    /// Rows that listings and other scans have read.
+    pub fn rows_read(&self) -> u64 {
+        self.0.table.rows_read()
     }
 
     /// The position of an answer whose reads begin now.

@@ -4,10 +4,13 @@ use crate::draft::{Draft, Stop};
 use crate::row::{BadRow, Row};
 use cobalt_rpc::proto::cas::CasError;
 use cobalt_store::{Ctg, CtgView, StoreError};
+use std::cell::Cell;
 
-/// Typed reads of the catalogues.
-#[derive(Clone)]
-pub struct Table(pub Ctg);
+/// Typed reads of the catalogues, and commits.
+pub struct Table {
+    ctg: Ctg,
+    rows_read: Cell<u64>,
+}
 
 /// What the catalogue answers when its target cannot.
 pub fn store_error(error: StoreError) -> CasError {
@@ -41,9 +44,19 @@ impl From<TableError> for CasError {
 }
 
 impl Table {
+    /// The catalogues of a store.
+    pub fn new(ctg: Ctg) -> Table {
+        Table { ctg, rows_read: Cell::new(0) }
+    }
+
+    /// Rows that scans have read.
+    pub fn rows_read(&self) -> u64 {
+        self.rows_read.get()
+    }
+
     /// The row at `key`.
     pub async fn get<R: Row>(&self, ctg: u32, key: &[u8]) -> Result<Option<R>, TableError> {
-        let bytes = self.0.get(ctg, key).await?;
+        let bytes = self.ctg.get(ctg, key).await?;
         Ok(bytes.map(|bytes| R::decode(&bytes)).transpose()?)
     }
 
@@ -55,7 +68,8 @@ impl Table {
         until: Option<&[u8]>,
         limit: usize,
     ) -> Result<Vec<(Vec<u8>, R)>, TableError> {
-        let rows = self.0.scan(ctg, from, until, limit).await?;
+        let rows = self.ctg.scan(ctg, from, until, limit).await?;
+        self.rows_read.set(self.rows_read.get() + rows.len() as u64);
         rows.into_iter().map(|(key, value)| Ok((key, R::decode(&value)?))).collect()
     }
 
@@ -80,12 +94,12 @@ impl Table {
                 Err(Stop::Bad(bad)) => Ok((Vec::new(), Err(CasError::Failed(bad.to_string())))),
             }
         };
-        let (value, _) = self.0.transact(decide).await.map_err(store_error)?;
+        let (value, _) = self.ctg.transact(decide).await.map_err(store_error)?;
         value
     }
 
     /// Index of the last commit that a read from now on reflects.
     pub fn applied(&self) -> u64 {
-        self.0.applied().0
+        self.ctg.applied().0
     }
 }
