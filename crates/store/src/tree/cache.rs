@@ -216,6 +216,11 @@ impl Cache {
         self.epochs.holds(self.touched(at))
     }
 
+    /// The mark of a touch by the epochs that are open now.
+    pub fn epoch_now(&self) -> u64 {
+        self.epochs.count
+    }
+
     /// Puts the node under the protection of the epochs that are open now.
     pub fn touch(&mut self, at: usize) {
         self.raise_touched(at, self.epochs.count);

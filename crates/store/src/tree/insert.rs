@@ -34,7 +34,9 @@ impl Inner {
         let Some(leaf) = path.last() else {
             let mut node = Node::new(self.node_size, tree, 0);
             node.insert(0, key, value);
-            self.roots[tree.index()] = Root { node: self.add(node, 0), height: 1 };
+            // An open transaction may have touched the empty tree: its key's path begins here.
+            let touched = self.cache.epoch_now();
+            self.roots[tree.index()] = Root { node: self.add(node, touched), height: 1 };
             return Ok(());
         };
         let node = self.cache.node_mut(leaf.at);

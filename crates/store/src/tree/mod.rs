@@ -12,7 +12,7 @@ mod forest;
 mod insert;
 mod metaspace;
 mod node;
-mod persist;
+pub(crate) mod persist;
 mod read;
 mod remove;
 mod verify;

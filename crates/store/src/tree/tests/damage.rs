@@ -1,0 +1,180 @@
+//! Damage on the device is found by whoever reads it: the referrer holds the checksum (I5).
+
+use super::rig::{Model, Rig, key, retry, run, tiny, value};
+use crate::superblock::{self, Verdict};
+use crate::tree::{Forest, MetaError, TreeId, verify};
+
+async fn filled(ctx: &cobalt_reactor::Ctx) -> (Rig, Forest) {
+    let (rig, forest) = Rig::new(ctx, 110, tiny());
+    for number in 0..200 {
+        let (k, v) = (key(number), value(200, 1));
+        retry(&forest, || forest.put(TreeId::Cob, &k, &v)).await;
+    }
+    rig.checkpoint(&forest).await.expect("checkpoint");
+    (rig, forest)
+}
+
+async fn read_block(rig: &Rig, at: u64) -> Vec<u8> {
+    let buf = rig.arena.alloc(4096).await;
+    rig.meta.read(at, buf).await.expect("read").to_vec()
+}
+
+async fn write_block(rig: &Rig, at: u64, bytes: &[u8]) {
+    let mut buf = rig.arena.alloc(4096).await;
+    buf.copy_from_slice(bytes);
+    rig.meta.write(at, std::iter::once(buf.freeze()).collect(), true).await.expect("write");
+}
+
+/// Whether a lookup of every key and the verification both see the damage.
+async fn assert_found(rig: &Rig, why: &str) {
+    let superblock = rig.superblock.borrow().clone();
+    let found = verify(&rig.meta, &rig.arena, &superblock, |_, _, _| {}).await.expect("no read error");
+    assert!(!found.findings.is_empty(), "{why}: not found by the verification");
+    let forest = match Forest::open(&rig.ctx, &rig.meta, &rig.arena, &superblock, rig.limits).await {
+        Ok(forest) => forest,
+        Err(MetaError::Corrupt(_)) => return,
+        Err(error) => panic!("{error}"),
+    };
+    let mut hits = 0;
+    for number in 0..200 {
+        let k = key(number);
+        while let Err(miss) = forest.get(TreeId::Cob, &k) {
+            if let Err(error) = forest.load(miss).await {
+                assert!(matches!(error, MetaError::Corrupt(_)), "{error}");
+                hits += 1;
+                break;
+            }
+        }
+    }
+    assert!(hits > 0, "{why}: not found by lookups");
+}
+
+#[test]
+fn a_flipped_byte_anywhere_in_a_node_or_the_bitmap_is_found() {
+    run(10, |ctx| async move {
+        let (rig, _) = filled(&ctx).await;
+        let superblock = rig.superblock.borrow().clone();
+        let root = superblock.geometry.node_at(superblock.roots[0].node.block);
+        let bitmap = superblock.geometry.bitmap_at(superblock.bitmap.area);
+        for at in [root, superblock.geometry.node_at(3), bitmap] {
+            let whole = read_block(&rig, at).await;
+            for byte in (0..4096).step_by(97) {
+                let mut bad = whole.clone();
+                bad[byte] ^= 0x40;
+                write_block(&rig, at, &bad).await;
+                assert_found(&rig, &format!("byte {byte} of the block at {at:#x}")).await;
+            }
+            write_block(&rig, at, &whole).await;
+        }
+        let clean = verify(&rig.meta, &rig.arena, &superblock, |_, _, _| {}).await.expect("no read error");
+        assert_eq!(clean.findings, []);
+    });
+}
+
+#[test]
+fn two_nodes_in_each_other_s_place_are_found() {
+    run(11, |ctx| async move {
+        let (rig, _) = filled(&ctx).await;
+        let geometry = rig.superblock.borrow().geometry;
+        let [a, b] = [geometry.node_at(2), geometry.node_at(3)];
+        let [at_a, at_b] = [read_block(&rig, a).await, read_block(&rig, b).await];
+        write_block(&rig, a, &at_b).await;
+        write_block(&rig, b, &at_a).await;
+        assert_found(&rig, "misdirected writes").await;
+    });
+}
+
+#[test]
+fn a_lost_write_is_found_although_the_old_node_is_whole() {
+    run(12, |ctx| async move {
+        let (rig, forest) = filled(&ctx).await;
+        let geometry = rig.superblock.borrow().geometry;
+        // Generations go by until every block was used once; then some are used again.
+        let mut old = Vec::new();
+        for generation in 0..10 {
+            if generation == 8 {
+                for block in 0..geometry.node_blocks {
+                    old.push(read_block(&rig, geometry.node_at(block)).await);
+                }
+            }
+            for number in 0..200 {
+                let (k, v) = (key(number), value(200, generation));
+                retry(&forest, || forest.put(TreeId::Cob, &k, &v)).await;
+            }
+            rig.checkpoint(&forest).await.expect("checkpoint");
+        }
+        let forest_blocks = forest.meta_blocks();
+        let superblock = rig.superblock.borrow().clone();
+        let mut tried = 0;
+        for block in 0..forest_blocks {
+            let at = geometry.node_at(block);
+            let now = read_block(&rig, at).await;
+            let before = &old[usize::try_from(block).expect("small")];
+            let live = crate::tree::persist::read_bitmap(&rig.meta, &rig.arena, &superblock)
+                .await
+                .expect("bitmap")
+                .is_live(block);
+            if live && *before != now && before.iter().any(|b| *b != 0) {
+                write_block(&rig, at, before).await;
+                assert_found(&rig, "an old version of a node").await;
+                write_block(&rig, at, &now).await;
+                tried += 1;
+            }
+        }
+        assert!(tried > 0, "no block was used twice: the test shows nothing");
+    });
+}
+
+#[test]
+fn a_flipped_byte_anywhere_in_a_superblock_costs_one_copy() {
+    run(13, |ctx| async move {
+        let (rig, _) = filled(&ctx).await;
+        let at = superblock::read_all(&rig.meta, &rig.arena).await[2].at;
+        let whole = read_block(&rig, at).await;
+        for byte in 0..4096 {
+            let mut bad = whole.clone();
+            bad[byte] ^= 0x04;
+            write_block(&rig, at, &bad).await;
+            let copies = superblock::read_all(&rig.meta, &rig.arena).await;
+            assert!(matches!(copies[2].verdict, Verdict::Corrupt(_)), "byte {byte}: {:?}", copies[2]);
+            assert!(matches!(copies[3].verdict, Verdict::Valid(_)));
+        }
+    });
+}
+
+#[test]
+fn a_superblock_in_the_other_slot_or_of_another_size_of_region_is_not_valid() {
+    run(14, |ctx| async move {
+        let (rig, _) = filled(&ctx).await;
+        let copies = superblock::read_all(&rig.meta, &rig.arena).await;
+        let image = read_block(&rig, copies[2].at).await;
+        write_block(&rig, copies[0].at, &image).await;
+        let copies = superblock::read_all(&rig.meta, &rig.arena).await;
+        assert!(matches!(copies[0].verdict, Verdict::Corrupt(_)));
+
+        let mut shorter = rig.meta.clone();
+        shorter.len -= 4096;
+        let copies = superblock::read_all(&shorter, &rig.arena).await;
+        assert!(copies.iter().all(|c| !matches!(c.verdict, Verdict::Valid(_))), "{copies:?}");
+    });
+}
+
+#[test]
+fn entries_survive_many_generations() {
+    run(15, |ctx| async move {
+        let (rig, forest) = filled(&ctx).await;
+        let mut model = Model::default();
+        for generation in 0..6u8 {
+            for number in (0..200).step_by(usize::from(generation) + 1) {
+                let (k, v) = (key(number), value(100, generation));
+                retry(&forest, || forest.put(TreeId::Cob, &k, &v)).await;
+            }
+            rig.checkpoint(&forest).await.expect("checkpoint");
+        }
+        for number in 0..200u16 {
+            let last = (0..6u8).rev().find(|g| number % (u16::from(*g) + 1) == 0).expect("generation 0");
+            model[0].insert(key(number), value(100, last));
+        }
+        rig.assert_durable(&model).await;
+    });
+}
