@@ -247,6 +247,7 @@ impl LocalConn {
                 rest = after;
             }
             self.count(|c| c.copied_bytes += size);
+            cobalt_dma::copied::add(room);
             out.push(buf.freeze());
             at += size;
         }

@@ -88,6 +88,11 @@ fn pattern(at: usize, seed: u8) -> u8 {
     (at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()[6] ^ seed
 }
 
+fn check_bytes(data: &[Slice], len: usize, seed: u8) {
+    let all: Vec<u8> = data.iter().flat_map(|s| s.iter().copied()).collect();
+    assert!(all.len() == len && all.iter().enumerate().all(|(i, byte)| *byte == pattern(i, seed)));
+}
+
 fn check(data: &[Slice], offset: usize, len: usize, seed: u8) {
     let all: Vec<u8> = data.iter().flat_map(|s| s.iter().copied()).collect();
     assert_eq!(all.len(), len);
@@ -365,6 +370,36 @@ fn nobody_there_is_an_answer() {
         assert!(matches!(conn, Err(FabricError::Unreachable { .. })));
         let listener = w.transport.listen(addr).await.expect("the address is free again");
         assert!(w.transport.connect(listener.addr()).await.is_ok());
+    });
+}
+
+#[test]
+fn tcp_stays_on_this_host() {
+    let reactor = Reactor::new(ReactorConfig::default()).unwrap();
+    let w = World::new(Kind::Tcp, &reactor.ctx());
+    reactor.block_on(async move {
+        for addr in ["0.0.0.0:0", "192.0.2.1:7000", "[::]:0"] {
+            let addr = PeerAddr::Tcp(addr.parse().unwrap());
+            let refused = w.transport.listen(addr.clone()).await.err().unwrap();
+            assert!(refused.to_string().contains("is not a loopback address"), "{refused}");
+            assert!(w.transport.connect(addr).await.is_err());
+        }
+    });
+}
+
+#[test]
+fn slices_that_break_the_alignment_are_put_right() {
+    everywhere(|w| async move {
+        let (client, server) = w.pair().await;
+        let data = w.bytes(3 * 4096, 3);
+        let pieces = [0..100, 100..5000, 5000..12_288].map(|r| data[0].slice(r));
+        let loan = client.lend(pieces.to_vec()).unwrap();
+        check(&server.get(loan.desc(), 0, 3 * 4096).await.unwrap(), 0, 3 * 4096, 3);
+        let copied = if w.kind == Kind::Local { 3 * 4096 } else { 0 };
+        assert_eq!(server.counters().copied_bytes, copied, "the only copy of all");
+        let room = client.lend_room(3 * 4096).await.unwrap();
+        server.put(room.desc(), 0, pieces.to_vec()).await.unwrap();
+        check_bytes(&room.take(), 3 * 4096, 3);
     });
 }
 
