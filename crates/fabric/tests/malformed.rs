@@ -5,7 +5,7 @@
 
 use cobalt_base::checksum::crc32c;
 use cobalt_dma::{Arena, ArenaConfig};
-use cobalt_fabric::{PeerAddr, TcpTransport, Transport};
+use cobalt_fabric::{BulkDesc, PeerAddr, TcpTransport, Transport};
 use cobalt_reactor::{Reactor, ReactorConfig};
 use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop, prop_oneof, proptest};
 use std::io::{Read as _, Write as _};
@@ -119,4 +119,27 @@ proptest! {
         let (messages, errors) = feed(&bytes, true);
         assert!(messages <= 8 && errors <= 1);
     }
+}
+
+#[test]
+fn a_pull_given_up_leaves_no_memory_with_a_peer_that_never_answers() {
+    let reactor = Reactor::new(ReactorConfig::default()).unwrap();
+    let ctx = reactor.ctx();
+    reactor.block_on(async move {
+        let arena = Arena::new(ArenaConfig { limit: 4 << 20 }).unwrap();
+        let transport = TcpTransport::new(&ctx, &arena).unwrap();
+        let listener = transport.listen(PeerAddr::Tcp("127.0.0.1:0".parse().unwrap())).await.unwrap();
+        let PeerAddr::Tcp(addr) = listener.addr() else { unreachable!() };
+        let mut raw = std::net::TcpStream::connect(addr).unwrap();
+        let conn = listener.accept().await.unwrap();
+        conn.admit();
+        let desc = BulkDesc { key: 1, len: 100_000 };
+        let pull = ctx.timeout(Duration::from_millis(20), conn.get(desc, 0, 100_000)).await;
+        assert!(pull.is_err() && arena.stats().in_use == 0);
+        // The answer comes late after all: it is read, and goes nowhere.
+        raw.write_all(&frame(3, 100_000, 1, 0, 1, &vec![7; 100_000])).unwrap();
+        raw.write_all(&frame(1, 2, 0, 0, 0, b"ok")).unwrap();
+        assert_eq!(conn.recv().await, Ok(b"ok".to_vec()));
+        assert_eq!((arena.stats().in_use, transport.counters().protocol_errors), (0, 0));
+    });
 }
