@@ -4,7 +4,7 @@
 
 mod world;
 
-use cobalt_base::checksum::{crc32c, crc32c_combine};
+use cobalt_base::checksum::crc32c;
 use cobalt_fabric::{Conn, PeerAddr};
 use cobalt_rpc::{
     Auth, CallError, Identity, Lend, PeerLimits, PeerState, Refusal, Request, Server, ServerLimits,
@@ -79,11 +79,11 @@ fn request<R: Request>(request: &R, id: u64, incarnation: u64, epoch: u64) -> Ve
         head.extend(field.to_le_bytes());
     }
     head.extend((body.len() as u32).to_le_bytes());
-    for field in [id, 5_000_000, incarnation, epoch, 0, 0, 0] {
+    for field in [id, 5_000_000, incarnation, epoch, 0, 0] {
         head.extend(field.to_le_bytes());
     }
-    let crc = crc32c_combine(crc32c(&head), crc32c(&body), body.len() as u64);
-    head[64..68].copy_from_slice(&crc.to_le_bytes());
+    head.extend(crc32c(&body).to_le_bytes());
+    head.extend(crc32c(&head).to_le_bytes());
     head.extend(body);
     head
 }
