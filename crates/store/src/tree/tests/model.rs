@@ -272,3 +272,93 @@ fn an_emptied_tree_gives_all_its_blocks_back() {
         assert_eq!(forest.meta_free(), all);
     });
 }
+
+/// Splits, merges and unlinked leaves move a touched key to other nodes; those take the protection over.
+#[test]
+fn what_was_touched_stays_whatever_others_do_around_it() {
+    for stride in [3u8, 7, 20, 55, 130] {
+        for emptied in [false, true] {
+            run(u64::from(stride), move |ctx| async move {
+                let (rig, forest) = Rig::new(&ctx, 3000, tiny());
+                let cob = |k: u16| (TreeId::Cob, key(k));
+                for k in 0..400 {
+                    retry(&forest, || forest.put(TreeId::Ctg, &key(k), &value(600, 1))).await;
+                    if emptied || k % 5 == 0 {
+                        retry(&forest, || forest.put(TreeId::Cob, &key(k), &value(300, 1))).await;
+                    }
+                }
+                rig.checkpoint(&forest).await.expect("checkpoint");
+                let epoch = forest.epoch();
+                for k in (0..400).step_by(usize::from(stride)) {
+                    let (tree, k) = cob(k);
+                    retry(&forest, || forest.touch(tree, &k)).await;
+                }
+                for number in 0..400 {
+                    let (tree, k) = cob(number);
+                    if emptied && number % 60 == 59 {
+                        continue; // Something is left to inherit the ranges.
+                    } else if emptied {
+                        retry(&forest, || forest.delete(tree, &k)).await;
+                    } else {
+                        retry(&forest, || forest.put(tree, &k, &value(400, 2))).await;
+                    }
+                    if number % 40 == 0 {
+                        rig.checkpoint(&forest).await.expect("checkpoint");
+                    }
+                }
+                rig.checkpoint(&forest).await.expect("checkpoint");
+                for _ in 0..3 {
+                    for k in 0..400 {
+                        let found = retry(&forest, || forest.get(TreeId::Ctg, &key(k))).await;
+                        assert_eq!(found.map(|v| v.len()), Some(600));
+                    }
+                }
+                assert!(forest.cache_stats().evictions > 100, "nothing was in danger");
+                for k in (0..400).step_by(usize::from(stride)) {
+                    let (tree, k) = cob(k);
+                    forest.put(tree, &k, &value(500, 3)).expect("a touched key never misses");
+                }
+                drop(epoch);
+                rig.checkpoint(&forest).await.expect("checkpoint");
+                assert_eq!(forest.cache_stats().pinned_bytes, 0);
+            });
+        }
+    }
+}
+
+fn leaf_keys(forest: &Forest, k: &[u8]) -> Vec<Vec<u8>> {
+    let inner = forest.0.inner.borrow();
+    let path = inner.descend(TreeId::Cob, k).expect("it was touched");
+    let leaf = inner.cache.node(path.last().expect("a leaf").at);
+    (0..leaf.count()).map(|i| leaf.key(i).to_vec()).collect()
+}
+
+/// A leaf that becomes empty leaves its range to a neighbour, which may not have been touched itself.
+#[test]
+fn the_heir_of_a_touched_leaf_is_held_too() {
+    for touched in [35, 45, 55, 65] {
+        run(20, move |ctx| async move {
+            let (rig, forest) = Rig::new(&ctx, 3000, tiny());
+            for k in 0..400 {
+                retry(&forest, || forest.put(TreeId::Ctg, &key(k), &value(600, 1))).await;
+                retry(&forest, || forest.put(TreeId::Cob, &key(k), &value(300, 1))).await;
+            }
+            rig.checkpoint(&forest).await.expect("checkpoint");
+            let _epoch = forest.epoch();
+            retry(&forest, || forest.touch(TreeId::Cob, &key(touched))).await;
+            // Exactly the keys of its leaf: the neighbours are full, so it is unlinked, not merged.
+            for k in leaf_keys(&forest, &key(touched)) {
+                for near in touched - 10..touched + 10 {
+                    retry(&forest, || forest.get(TreeId::Cob, &key(near))).await;
+                }
+                retry(&forest, || forest.delete(TreeId::Cob, &k)).await;
+            }
+            assert_eq!((forest.cache_stats().merges, forest.cache_stats().empties_kept), (0, 0));
+            rig.checkpoint(&forest).await.expect("checkpoint");
+            for k in 0..400 {
+                retry(&forest, || forest.get(TreeId::Ctg, &key(k))).await;
+            }
+            forest.put(TreeId::Cob, &key(touched), b"back").expect("a touched key never misses");
+        });
+    }
+}
