@@ -10,7 +10,7 @@ use cobalt_dma::Arena;
 use cobalt_ec::{Codec, CodecError};
 use cobalt_reactor::sync::{Permit, Semaphore};
 use cobalt_reactor::{Ctx, Scope, mailbox};
-use cobalt_rpc::proto::cas::{Answer, CasError, Command, Outcome, Query};
+use cobalt_rpc::proto::cas::{Answer, CasError, CloseSession, Command, Outcome, Query};
 use cobalt_rpc::proto::record::{Body, ObjectRecord, PartRecord};
 use futures::channel::oneshot;
 use std::cell::{Cell, RefCell};
@@ -124,6 +124,26 @@ impl Client {
     /// The counters now.
     pub fn counters(&self) -> ClientCounters {
         self.core.counters.get()
+    }
+
+    /// Stops for good: gives the dead fids that wait a chance, ends everything under way, and closes the session, so
+    /// that nobody waits for its GETs. What cannot be told now is found by the sweep.
+    pub async fn stop(self) {
+        let core = self.core.clone();
+        let told = async {
+            while core.dead.waiting() > 0 {
+                core.ctx.sleep(core.limits.retry_min).await;
+            }
+        };
+        let _late = core.ctx.timeout(core.limits.cas_try, told).await;
+        self.scope.kill();
+        if let Some(session) = core.sessions.peek() {
+            let request = CloseSession { session: session.id };
+            let deadline = core.ctx.now() + core.limits.cas_try;
+            if let Err(failure) = core.cas.call(&core, &request, deadline).await {
+                tracing::warn!(session = %session.id, error = %failure.error, "the session was not closed");
+            }
+        }
     }
 }
 

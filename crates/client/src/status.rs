@@ -106,7 +106,7 @@ pub(crate) async fn gather(core: &Core) -> ClusterStatus {
             cas: peer.cas,
             up: rows.is_ok(),
             why: rows.as_ref().err().cloned(),
-            transport: None,
+            transport: peer.peer.status().transport.map(str::to_owned),
         });
         for row in rows.iter().flatten() {
             let in_pool = members.iter().any(|member| member.target == row.target);
