@@ -165,6 +165,8 @@ pub struct Catalogue {
     /// Who leads; `None` when it is this one.
     pub leader: RefCell<Option<Option<String>>>,
     pub down: Cell<bool>,
+    /// How long the answer about an object travels.
+    pub slow: Cell<Duration>,
 }
 
 impl Catalogue {
@@ -294,7 +296,9 @@ impl Service for Process {
                     }]));
                 }
                 opcode => match &self.catalogue {
-                    Some(catalogue) if !catalogue.down.get() => catalogue_call(catalogue, call),
+                    Some(catalogue) if !catalogue.down.get() => {
+                        catalogue_call(&self.target.ctx, catalogue, call).await;
+                    }
                     Some(_) => std::future::pending().await,
                     None => call.refuse(Refusal::UnknownOpcode(opcode)),
                 },
@@ -303,7 +307,7 @@ impl Service for Process {
     }
 }
 
-fn catalogue_call(catalogue: &Catalogue, call: Call) {
+async fn catalogue_call(ctx: &Ctx, catalogue: &Catalogue, call: Call) {
     match call.opcode() {
         OpenSession::OPCODE => {
             let request: OpenSession = call.parse().unwrap();
@@ -327,7 +331,12 @@ fn catalogue_call(catalogue: &Catalogue, call: Call) {
         }
         Ask::OPCODE => {
             let ask: Ask = call.parse().unwrap();
-            call.reply::<Ask>(catalogue.ask(ask.0));
+            let object = matches!(ask.0, Query::Object { .. });
+            let answer = catalogue.ask(ask.0);
+            if object && !catalogue.slow.get().is_zero() {
+                ctx.sleep(catalogue.slow.get()).await;
+            }
+            call.reply::<Ask>(answer);
         }
         Commit::OPCODE => {
             let answer = catalogue.commit(call.parse().unwrap());
