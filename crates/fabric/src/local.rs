@@ -13,7 +13,7 @@ use cobalt_reactor::Ctx;
 use cobalt_reactor::sync::{Permit, Semaphore};
 use futures::future::LocalBoxFuture;
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
@@ -25,7 +25,7 @@ pub struct LocalNet(Rc<Net>);
 struct Net {
     ctx: Ctx,
     arena: Arena,
-    listeners: RefCell<HashMap<String, Rc<Backlog>>>,
+    listeners: RefCell<BTreeMap<String, Rc<Backlog>>>,
 }
 
 #[derive(Default)]
@@ -129,7 +129,7 @@ struct Side {
     credits: Semaphore,
     /// Keeps the room small until this end admits the other.
     withheld: RefCell<Option<Permit>>,
-    loans: RefCell<HashMap<u64, Loan>>,
+    loans: RefCell<BTreeMap<u64, Loan>>,
     next_key: Cell<u64>,
     counters: Cell<ConnCounters>,
 }

@@ -143,3 +143,27 @@ fn a_pull_given_up_leaves_no_memory_with_a_peer_that_never_answers() {
         assert_eq!((arena.stats().in_use, transport.counters().protocol_errors), (0, 0));
     });
 }
+
+#[test]
+fn a_reset_fails_everything_pending_at_once() {
+    let reactor = Reactor::new(ReactorConfig::default()).unwrap();
+    let ctx = reactor.ctx();
+    reactor.block_on(async move {
+        let arena = Arena::new(ArenaConfig { limit: 4 << 20 }).unwrap();
+        let transport = TcpTransport::new(&ctx, &arena).unwrap();
+        let listener = transport.listen(PeerAddr::Tcp("127.0.0.1:0".parse().unwrap())).await.unwrap();
+        let PeerAddr::Tcp(addr) = listener.addr() else { unreachable!() };
+        let raw = socket2::Socket::from(std::net::TcpStream::connect(addr).unwrap());
+        let conn = listener.accept().await.unwrap();
+        conn.admit();
+        let pulling = conn.clone();
+        let pull = ctx.spawn(async move { pulling.get(BulkDesc { key: 1, len: 9 }, 0, 9).await });
+        ctx.sleep(Duration::from_millis(5)).await;
+        raw.set_linger(Some(Duration::ZERO)).unwrap();
+        drop(raw); // As the kernel does for a process that is killed with bytes unread.
+        let failed =
+            ctx.timeout(Duration::from_secs(1), async { (pull.await, conn.recv().await) }).await.unwrap();
+        assert!(failed.0.is_err() && failed.1.is_err());
+        assert_eq!((arena.stats().in_use, transport.counters().protocol_errors), (0, 0));
+    });
+}

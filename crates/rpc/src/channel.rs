@@ -4,7 +4,7 @@
 use crate::ServerLimits;
 use cobalt_fabric::Conn;
 use std::cell::RefCell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 /// Duplicates that wait for one running request.
@@ -13,8 +13,8 @@ const WAITERS_MAX: usize = 4;
 /// The ids of one `Peer` object.
 #[derive(Default)]
 pub(crate) struct Channel {
-    running: HashMap<u64, Vec<Rc<dyn Conn>>>,
-    answers: HashMap<u64, Rc<Vec<u8>>>,
+    running: BTreeMap<u64, Vec<Rc<dyn Conn>>>,
+    answers: BTreeMap<u64, Rc<Vec<u8>>>,
     order: VecDeque<u64>,
     bytes: usize,
     /// The largest id whose answer was forgotten.
@@ -74,7 +74,7 @@ impl Channel {
 /// The processes that have spoken to a server.
 pub(crate) struct Names {
     limits: ServerLimits,
-    names: HashMap<String, Name>,
+    names: BTreeMap<String, Name>,
     clock: u64,
 }
 
@@ -95,7 +95,7 @@ pub(crate) enum NotAdmitted {
 
 impl Names {
     pub(crate) fn new(limits: ServerLimits) -> Names {
-        Names { limits, names: HashMap::new(), clock: 0 }
+        Names { limits, names: BTreeMap::new(), clock: 0 }
     }
 
     /// A connection of `name` begins. A newer incarnation starts with no memory of the older one's requests.

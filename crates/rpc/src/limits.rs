@@ -74,10 +74,10 @@ impl Default for ServerLimits {
             connections_max: 1024,
             strangers_max: 64,
             handshake_timeout: Duration::from_secs(2),
-            names_max: 1024,
+            names_max: 256,
             channels_per_name_max: 16,
             answers_max: 512,
-            answer_bytes_max: 512 << 10,
+            answer_bytes_max: 256 << 10,
             deadline_max: Duration::from_secs(300),
             idle_timeout: Duration::from_secs(15),
         }

@@ -8,14 +8,14 @@ use cobalt_fabric::Conn;
 use cobalt_reactor::Ctx;
 use cobalt_reactor::sync::{OneReceiver, OneSender, oneshot};
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 pub(crate) struct Link {
     ctx: Ctx,
     pub(crate) conn: Rc<dyn Conn>,
     pub(crate) remote: Identity,
-    pending: RefCell<HashMap<u64, OneSender<Answered>>>,
+    pending: RefCell<BTreeMap<u64, OneSender<Answered>>>,
     why: RefCell<Option<String>>,
     counters: Rc<Cell<PeerCounters>>,
 }

@@ -7,8 +7,8 @@ mod world;
 use cobalt_rpc::{CallError, Lend, PeerLimits, PeerState, Refusal, ServerLimits};
 use std::time::Duration;
 use world::{
-    Big, Echo, Fetch, No, Refuse, Silent, Slow, SlowStore, Store, Unknown, auth, bytes, everywhere, locally,
-    sum,
+    Big, Echo, Fetch, No, Refuse, Silent, Slow, SlowStore, Store, Unknown, World, auth, bytes, everywhere,
+    locally, sum,
 };
 
 #[test]
@@ -197,5 +197,32 @@ fn an_idle_connection_stays_and_a_closed_peer_says_so() {
         let closed = peer.call(&Echo(vec![]), Lend::None, w.after(1000)).await.unwrap_err();
         assert!(matches!(closed, CallError::Unreachable { .. }));
         assert_eq!(peer.status().state, PeerState::Closed);
+    });
+}
+
+#[test]
+fn a_process_that_dies_where_it_stands_is_noticed_and_its_successor_found() {
+    locally(|w| async move {
+        let scope = w.ctx.scope();
+        let dying = World { ctx: scope.ctx(), ..w.clone() };
+        let addr = w.addr();
+        let at = addr.clone();
+        scope.ctx().spawn(async move {
+            let _server = dying.serve(at, 1, ServerLimits::default()).await;
+            std::future::pending::<()>().await;
+        });
+        let peer = w.peer(&addr);
+        assert!(peer.connected(w.after(5000)).await);
+        let data = bytes(&w.arena, 8192, 3);
+        let (caller, deadline) = (peer.clone(), w.after(60_000));
+        let call =
+            w.ctx.spawn(async move { caller.call(&SlowStore(8192), Lend::Data(data), deadline).await });
+        w.ctx.sleep(Duration::from_millis(50)).await;
+        scope.kill();
+        let died = w.ctx.now();
+        assert!(matches!(call.await.unwrap_err(), CallError::Transport { .. }));
+        assert_eq!((w.ctx.now(), w.arena.stats().in_use), (died, 0));
+        let (_server, _) = w.serve(addr, 2, ServerLimits::default()).await;
+        assert!(peer.connected(w.after(2000)).await);
     });
 }

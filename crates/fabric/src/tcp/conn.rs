@@ -16,7 +16,7 @@ use cobalt_reactor::sync::{OneSender, Permit, Semaphore, oneshot};
 use futures::future::LocalBoxFuture;
 use mio::Interest;
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::io;
 use std::net::Shutdown;
@@ -46,12 +46,12 @@ pub(crate) struct Io {
     /// Our window of messages; a spent credit waits in `spent` for the peer to give it back.
     credits: Semaphore,
     pub(super) spent: RefCell<Vec<Permit>>,
-    pub(super) loans: RefCell<HashMap<u64, Loan>>,
+    pub(super) loans: RefCell<BTreeMap<u64, Loan>>,
     next_key: Cell<u64>,
     next_tag: Cell<u64>,
-    pub(super) pulls: RefCell<HashMap<u64, Pull>>,
+    pub(super) pulls: RefCell<BTreeMap<u64, Pull>>,
     pull_slots: Semaphore,
-    pub(super) pushes: RefCell<HashMap<u64, Push>>,
+    pub(super) pushes: RefCell<BTreeMap<u64, Push>>,
     push_slots: Semaphore,
     /// Answers to the peer's pulls and pushes that wait for the socket.
     pub(super) pulls_waiting: Cell<u64>,
