@@ -7,7 +7,7 @@ use crate::row::{SessionState, UploadStage, UploadState};
 use crate::schema::{self, META, PARTS, SESSIONS, UPLOAD_STATES, meta};
 use crate::table::Table;
 use crate::upload::{PartsRead, has_number};
-use crate::{query, session};
+use crate::{pool, query, session};
 use cobalt_base::SessionId;
 use cobalt_reactor::Ctx;
 use cobalt_reactor::sync::Notify;
@@ -15,7 +15,7 @@ use cobalt_rpc::proto::cas::{
     Answer, Ask, At, CasError, CasStatus, CloseSession, Command, Commit, Heartbeat, OpenSession, Outcome,
     Position, Query, SessionOpened, parts_digest,
 };
-use cobalt_rpc::proto::record::PartRecord;
+use cobalt_rpc::proto::record::{PartRecord, PoolTarget};
 use cobalt_rpc::{Call, Refusal, Request, Service};
 use cobalt_store::Ctg;
 use futures::future::LocalBoxFuture;
@@ -160,6 +160,19 @@ impl Cas {
         drop(reports);
         self.0.work.notify_all();
         Ok(position)
+    }
+
+    /// Adds a version of the pool if it differs from the newest, for the process that holds the catalogue: it needs no
+    /// session for that, since doing it twice does nothing. The newest version's number.
+    ///
+    /// # Errors
+    /// [`CasError`].
+    pub async fn set_pool(&self, targets: Vec<PoolTarget>) -> Result<u32, CasError> {
+        self.lead()?;
+        match self.0.table.transact(move |draft| pool::set(draft, &targets)).await? {
+            Outcome::PoolSet { version } => Ok(version),
+            other => Err(CasError::Failed(format!("setting the pool came to {other:?}"))),
+        }
     }
 
     /// Answers a question.

@@ -1,9 +1,11 @@
 //! Every command with its refusals, conditions at commit time (I9), and answers that outlive a crash (I9b).
 
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
+
 mod rig;
 
 use cobalt_base::{Fid, SessionId, UnixMillis};
-use cobalt_cas::{Cas, Leadership, SoleReplica};
+use cobalt_cas::{Cas, Leadership};
 use cobalt_rpc::proto::cas::{
     Answer, CasError, CloseSession, Command, Commit, Condition, Heartbeat, OpenSession, Outcome, Position,
     Query,

@@ -1,5 +1,7 @@
 //! Listings against a sorted map: prefixes, delimiters, pages, and writers in between.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
+
 mod rig;
 
 use cobalt_base::UnixMillis;

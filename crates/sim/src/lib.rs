@@ -1,1 +1,14 @@
-//! sim
+//! The whole cluster in one thread, on virtual time, from one seed: simulated disks under real stores, real
+//! services and the real client over the local fabric. A power cut takes what was not flushed, in part; two runs of one
+//! seed do the same.
+
+mod disk;
+mod log;
+mod process;
+
+mod cluster;
+
+pub use cluster::{PROCESSES, SimCluster, SimOptions, simulate};
+pub use disk::{Disk, PowerCut};
+pub use log::EventLog;
+pub use process::{Process, StartError};

@@ -391,14 +391,15 @@ impl Targets for TargetDouble {
     ) -> LocalBoxFuture<'_, Result<Vec<CobRow>, TargetError>> {
         Box::pin(async move {
             let answers = self.enter(target).await?;
-            let cobs = self.cobs.borrow();
-            let cobs = cobs.get(&target).into_iter().flat_map(|cobs| cobs.range(from..));
             let row = |(fid, incarnation): (&Fid, &u64)| CobRow {
                 fid: *fid,
                 incarnation: *incarnation,
                 allocated: 4096,
             };
-            let rows = cobs.take(limit as usize).map(row).collect();
+            let rows = match self.cobs.borrow().get(&target) {
+                Some(cobs) => cobs.range(from..).take(limit as usize).map(row).collect(),
+                None => Vec::new(),
+            };
             TargetDouble::leave(answers).await;
             Ok(rows)
         })
