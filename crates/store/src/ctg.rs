@@ -1,10 +1,17 @@
 //! Catalogues: ordered key-value indexes with conditions that are judged at commit time (I9).
 
+use crate::commit::{Kind, Work};
 use crate::error::StoreError;
+use crate::intent;
+use crate::schema;
+use crate::stage::Stage;
 use crate::store::Store;
-use crate::tree::Miss;
+use crate::tree::{Miss, TreeId};
+use crate::tx::TxClass;
 use cobalt_base::Lsn;
 use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
+use std::rc::Rc;
 
 /// One change of a catalogue.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,54 +25,133 @@ pub enum CtgOp {
 pub struct Ctg(pub(crate) Store);
 
 /// What a decision sees: everything before it, pending or applied.
-pub struct CtgView {}
+pub struct CtgView {
+    pub(crate) stage: Rc<Stage>,
+    pub(crate) lsn: Lsn,
+}
+
+type Entry = (Vec<u8>, Vec<u8>);
 
 impl Ctg {
     /// The value of a key; applied state only, so durable.
-    pub async fn get(&self, _ctg: u32, _key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        Err(StoreError::Closed)
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn get(&self, ctg: u32, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        let key = schema::ctg_key(ctg, key);
+        self.0.0.look(|stage| Ok(stage.get(TreeId::Ctg, &key)?)).await
     }
 
-    /// Up to `limit` entries with `from` <= key < `until`, in order; applied state only.
+    /// Up to `limit` entries with `from` <= key < `until`, in order; applied state only. Entries that
+    /// change while it runs may be seen before or after the change.
+    ///
+    /// # Errors
+    /// [`StoreError`].
     pub async fn scan(
         &self,
-        _ctg: u32,
-        _from: &[u8],
-        _until: Option<&[u8]>,
-        _limit: usize,
-    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
-        Err(StoreError::Closed)
+        ctg: u32,
+        from: &[u8],
+        until: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Entry>, StoreError> {
+        let mut out = Vec::new();
+        let mut from = schema::ctg_key(ctg, from);
+        let end = match (until, ctg.checked_add(1)) {
+            (Some(until), _) => Some(schema::ctg_key(ctg, until)),
+            (None, Some(next)) => Some(schema::ctg_key(next, &[])),
+            (None, None) => None,
+        };
+        let core = &self.0.0;
+        while out.len() < limit {
+            let most = limit - out.len();
+            let page = core
+                .look(|_| Ok(core.forest.scan(TreeId::Ctg, &from, end.as_deref(), most, SCAN_BYTES)?))
+                .await?;
+            let Some((last, _)) = page.last() else { break };
+            from.clone_from(last);
+            from.push(0);
+            out.extend(page.into_iter().filter_map(|(k, v)| Some((schema::ctg_place(&k)?.1.to_vec(), v))));
+        }
+        Ok(out)
     }
 
     /// Runs `decide` when the transaction takes its lsn, makes what it wants durable, and only then
     /// hands its answer out; a refusal (no ops) waits just the same. It may run several times: a node
     /// that is not in memory is loaded and the decision taken again.
+    ///
+    /// # Errors
+    /// [`StoreError`]; `Invalid` when the ops are too large for one transaction or one tree entry.
     pub async fn transact<T: 'static>(
         &self,
-        _decide: impl Fn(&CtgView) -> Result<(Vec<CtgOp>, T), Miss> + 'static,
+        decide: impl Fn(&CtgView) -> Result<(Vec<CtgOp>, T), Miss> + 'static,
     ) -> Result<(T, Lsn), StoreError> {
-        Err(StoreError::Closed)
+        let core = &self.0.0;
+        core.may_write()?;
+        core.admit(TxClass::Cas).await?;
+        let room = core.journal.reserve(TxClass::Cas, core.ctg_tx, || core.alive()).await?;
+        let answer = Rc::new(RefCell::new(None));
+        let slot = answer.clone();
+        let decide = move |view: &CtgView| {
+            let (ops, value) = decide(view)?;
+            *slot.borrow_mut() = Some(value);
+            Ok(ops)
+        };
+        let lsn = core.submit(Work::new(TxClass::Cas, Kind::Decide(Box::new(decide)), Some(room))).await?;
+        let value = answer.borrow_mut().take().expect("a decision that was answered was taken");
+        Ok((value, lsn))
     }
 
     /// The last applied transaction.
     pub fn applied(&self) -> Lsn {
-        Lsn(0)
+        self.0.0.applied.get().lsn
     }
 }
 
+/// Bytes of one page of a scan.
+const SCAN_BYTES: usize = 256 << 10;
+
 impl CtgView {
     /// The value of a key.
-    pub fn get(&self, _ctg: u32, _key: &[u8]) -> Result<Option<Vec<u8>>, Miss> {
-        Ok(None)
+    ///
+    /// # Errors
+    /// [`Miss`], to be passed on.
+    pub fn get(&self, ctg: u32, key: &[u8]) -> Result<Option<Vec<u8>>, Miss> {
+        self.stage.get(TreeId::Ctg, &schema::ctg_key(ctg, key))
     }
 
     /// The first entry with a key at or after `from`.
-    pub fn next(&self, _ctg: u32, _from: &[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>, Miss> {
-        Ok(None)
+    ///
+    /// # Errors
+    /// [`Miss`], to be passed on.
+    pub fn next(&self, ctg: u32, from: &[u8]) -> Result<Option<Entry>, Miss> {
+        let entry = self.stage.next(TreeId::Ctg, &schema::ctg_key(ctg, from))?;
+        Ok(entry.and_then(|(key, value)| match schema::ctg_place(&key) {
+            Some((c, rest)) if c == ctg => Some((rest.to_vec(), value)),
+            _ => None,
+        }))
     }
 
     /// The lsn that the transaction takes.
     pub fn lsn(&self) -> Lsn {
-        Lsn(0)
+        self.lsn
     }
+}
+
+/// Checks what a decision wants against the sizes of trees and journal.
+pub(crate) fn check_ops(ops: &[CtgOp], entry_max: usize, key_max: usize, tx_max: usize) -> Result<(), StoreError> {
+    for op in ops {
+        let (CtgOp::Put { key, .. } | CtgOp::Delete { key, .. }) = op;
+        let value = if let CtgOp::Put { value, .. } = op { value.len() } else { 0 };
+        if key.len() + 4 > key_max || key.len() + 4 + value > entry_max {
+            let why = format!("an entry of {} + {value} bytes; at most {entry_max}", key.len());
+            return Err(StoreError::Invalid(why));
+        }
+    }
+    let mut bytes = Vec::new();
+    let intents: Vec<_> = ops.iter().cloned().map(intent::Intent::Ctg).collect();
+    intent::encode(&intents, &mut bytes);
+    if bytes.len() > tx_max {
+        return Err(StoreError::Invalid(format!("{} bytes of changes; at most {tx_max}", bytes.len())));
+    }
+    Ok(())
 }

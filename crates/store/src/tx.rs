@@ -1,6 +1,12 @@
-//! Transactions as proof values (I1).
+//! Transactions as proof values (I1): a write passes from [`Tx`] to [`SealedTx`], to [`DataStable`],
+//! to [`Committed`]. Dropped at any point before its commit, it leaves no trace.
 
+use crate::balloc::Reservation;
+use crate::intent::Intent;
+use crate::journal::ring::Room;
+use crate::tree::EpochGuard;
 use cobalt_base::Lsn;
+use std::rc::Rc;
 
 /// What a transaction is for. Journal space is kept back for the later classes, so that a full
 /// target can still be emptied.
@@ -34,12 +40,29 @@ impl Extents {
     pub fn pieces(&self) -> &[Extent] {
         &self.0
     }
+
+    /// Blocks in all pieces.
+    pub fn blocks(&self) -> u64 {
+        self.0.iter().map(|e| u64::from(e.blocks)).sum()
+    }
 }
 
 /// An open transaction. Dropping it drops its reservations and leaves no trace.
-pub struct Tx {}
+#[must_use = "dropping a transaction gives it up"]
+pub struct Tx {
+    pub(crate) id: u64,
+    pub(crate) class: TxClass,
+    pub(crate) data_max: u64,
+    pub(crate) intents: Vec<Intent>,
+    pub(crate) reservations: Vec<Rc<Reservation>>,
+    pub(crate) room: Room,
+    pub(crate) epoch: EpochGuard,
+    /// The cob that was looked up last: new blocks go next to its old ones.
+    pub(crate) near: Option<cobalt_base::Fid>,
+}
 
 /// A closed transaction: its write set is final. Dropping it leaves no trace.
+#[must_use = "dropping a transaction gives it up"]
 pub struct SealedTx {
     pub(crate) tx: Tx,
 }

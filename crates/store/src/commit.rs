@@ -1,0 +1,299 @@
+//! The group commit: one task that gives transactions their lsns, judges them, writes them as one
+//! record, applies them once it is durable, and answers in lsn order.
+//!
+//! A transaction is judged over the trees and everything before it in its group: with one record in
+//! flight, that is everything before it, pending or applied. Refusals wait for their group as well,
+//! since what they were judged against must be durable before anybody hears of it (I9).
+
+use crate::apply::{self, Effects, Halt};
+use crate::balloc::Reservation;
+use crate::ctg::{self, CtgOp, CtgView};
+use crate::error::StoreError;
+use crate::intent::{self, Intent};
+use crate::stage::Stage;
+use crate::store::{Applied, Core};
+use crate::tree::{EpochGuard, Miss};
+use crate::tx::TxClass;
+use cobalt_base::Lsn;
+use cobalt_reactor::Step;
+use cobalt_reactor::sync::{OneSender, oneshot};
+use std::rc::Rc;
+
+type Decide = Box<dyn Fn(&CtgView) -> Result<Vec<CtgOp>, Miss>>;
+
+/// What a transaction wants: known before, or decided when it takes its lsn.
+pub(crate) enum Kind {
+    Fixed(Vec<Intent>),
+    Decide(Decide),
+}
+
+/// A transaction on its way into a group.
+pub(crate) struct Work {
+    class: TxClass,
+    kind: Kind,
+    /// Journal space; held until the record is written.
+    _room: Option<crate::journal::ring::Room>,
+    pub(crate) reservations: Vec<Rc<Reservation>>,
+    pub(crate) epoch: Option<EpochGuard>,
+    reply: Option<OneSender<Result<Lsn, StoreError>>>,
+}
+
+impl Work {
+    pub(crate) fn new(class: TxClass, kind: Kind, room: Option<crate::journal::ring::Room>) -> Work {
+        Work { class, kind, _room: room, reservations: Vec::new(), epoch: None, reply: None }
+    }
+
+    fn answer(&mut self, result: Result<Lsn, StoreError>) {
+        if let Some(reply) = self.reply.take() {
+            reply.send(result);
+        }
+    }
+}
+
+/// A judged member of the group.
+struct Member {
+    work: Work,
+    result: Result<Lsn, StoreError>,
+    fx: Effects,
+}
+
+/// The group that is being put together.
+struct Group {
+    stage: Rc<Stage>,
+    members: Vec<Member>,
+    payload: Vec<u8>,
+    first: u64,
+    count: u32,
+    named: u64,
+}
+
+/// What became of one transaction's attempt.
+enum Judged {
+    Wants(Vec<Intent>, Effects),
+    Refused(StoreError),
+    /// It does not fit this group any more.
+    Later,
+}
+
+impl Core {
+    /// Hands a transaction to the group commit; its lsn once it is durable and applied. When the caller
+    /// goes away, the transaction runs on.
+    pub(crate) async fn submit(&self, mut work: Work) -> Result<Lsn, StoreError> {
+        self.alive()?;
+        if work.class != TxClass::Checkpoint && self.queue.borrow().len() >= self.limits.queue_txs {
+            return Err(StoreError::Busy);
+        }
+        let (reply, answer) = oneshot();
+        work.reply = Some(reply);
+        self.queue.borrow_mut().push_back(work);
+        self.arrived.notify_all();
+        match answer.await {
+            Some(result) => result,
+            None => Err(self.alive().err().unwrap_or(StoreError::Closed)),
+        }
+    }
+
+    /// The task. Ends when the target has failed or is closed.
+    pub(crate) async fn commit_loop(self: Rc<Core>) {
+        let mut quiet_owed = false;
+        loop {
+            if self.alive().is_err() || (self.stop.get() && self.queue.borrow().is_empty()) {
+                break;
+            }
+            if self.queue.borrow().is_empty() {
+                let wait = async {
+                    while self.queue.borrow().is_empty() && !self.stop.get() && self.alive().is_ok() {
+                        self.arrived.notified().await;
+                    }
+                };
+                if !quiet_owed {
+                    wait.await;
+                } else if self.ctx.timeout(self.limits.quiet, wait).await.is_err() {
+                    // Nothing followed: say that the last group is durable, so that its rot is seen too.
+                    quiet_owed = false;
+                    if let Err(e) = self.journal.write(0, 0, &[]).await {
+                        self.fail(&format!("journal write failed: {e}"));
+                    }
+                    self.count(|c| c.journal_empties += 1);
+                }
+                continue;
+            }
+            match self.run_group().await {
+                Ok(wrote) => quiet_owed |= wrote,
+                Err(error) => self.fail(&error.to_string()),
+            }
+        }
+        let left: Vec<Work> = self.queue.borrow_mut().drain(..).collect();
+        let why = self.alive().err().unwrap_or(StoreError::Closed);
+        for mut work in left {
+            work.answer(Err(why.clone()));
+        }
+        self.committer_done.set(true);
+        self.arrived.notify_all();
+    }
+
+    /// One group, from judging to answering. True when a record was written.
+    async fn run_group(&self) -> Result<bool, StoreError> {
+        let _epoch = self.forest.epoch();
+        let mut group = Group {
+            stage: Rc::new(Stage::new(self.forest.clone())),
+            members: Vec::new(),
+            payload: Vec::new(),
+            first: self.journal.next_lsn.get(),
+            count: 0,
+            named: 0,
+        };
+        let staged = self.gather(&mut group).await;
+        if let Err(error) = staged {
+            // The trees contradict themselves: nothing of this group is durable, and nothing is answered with success.
+            for member in &mut group.members {
+                member.work.answer(Err(StoreError::Failed { why: error.to_string() }));
+            }
+            return Err(error);
+        }
+        let wrote = group.count > 0;
+        if wrote && let Err(error) = self.make_durable(&group).await {
+            for member in &mut group.members {
+                member.work.answer(Err(StoreError::Failed { why: error.to_string() }));
+            }
+            return Err(error);
+        }
+        for mut member in group.members {
+            match member.result {
+                Ok(_) => self.absorb(&member.work, member.fx),
+                Err(_) => self.count(|c| c.refused += 1),
+            }
+            member.work.answer(member.result);
+        }
+        self.kick_if_due();
+        Ok(wrote)
+    }
+
+    /// Judges transactions in their order until the group is full or none waits.
+    async fn gather(&self, group: &mut Group) -> Result<(), StoreError> {
+        loop {
+            if group.members.len() >= self.limits.group_txs {
+                return Ok(());
+            }
+            let Some(work) = self.queue.borrow_mut().pop_front() else { return Ok(()) };
+            let lsn = Lsn(group.first + u64::from(group.count));
+            match self.judge(group, &work, lsn).await? {
+                Judged::Wants(intents, fx) if intents.is_empty() => {
+                    group.members.push(Member { work, result: Ok(Lsn(lsn.0 - 1)), fx });
+                }
+                Judged::Wants(intents, fx) => {
+                    intent::encode(&intents, &mut group.payload);
+                    group.stage.savepoint();
+                    group.count += 1;
+                    group.named = group.named.max(fx.named);
+                    group.members.push(Member { work, result: Ok(lsn), fx });
+                }
+                Judged::Refused(error) => {
+                    group.members.push(Member { work, result: Err(error), fx: Effects::default() });
+                }
+                Judged::Later => {
+                    self.queue.borrow_mut().push_front(work);
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    async fn judge(&self, group: &Group, work: &Work, lsn: Lsn) -> Result<Judged, StoreError> {
+        loop {
+            let mut fx = Effects::default();
+            let attempt = self.attempt(group, work, lsn, &mut fx);
+            let halt = match attempt {
+                Ok(intents) => match self.fits(group, work.class, &intents) {
+                    Ok(true) => return Ok(Judged::Wants(intents, fx)),
+                    Ok(false) => {
+                        group.stage.rollback();
+                        return Ok(Judged::Later);
+                    }
+                    Err(error) => Halt::Refused(error),
+                },
+                Err(halt) => halt,
+            };
+            group.stage.rollback();
+            match halt {
+                Halt::Miss(miss) => self.forest.load(miss).await?,
+                Halt::Refused(error) => return Ok(Judged::Refused(error)),
+                Halt::Corrupt(corrupt) => return Err(corrupt.into()),
+            }
+        }
+    }
+
+    fn attempt(&self, group: &Group, work: &Work, lsn: Lsn, fx: &mut Effects) -> Result<Vec<Intent>, Halt> {
+        let intents = match &work.kind {
+            Kind::Fixed(intents) => intents.clone(),
+            Kind::Decide(decide) => {
+                let ops = decide(&CtgView { stage: group.stage.clone(), lsn })?;
+                let (entry, key) = (self.forest.entry_max(), self.forest.key_max());
+                ctg::check_ops(&ops, entry, key, self.ctg_tx).map_err(Halt::Refused)?;
+                ops.into_iter().map(Intent::Ctg).collect()
+            }
+        };
+        apply::run(&group.stage, self.shape, lsn, &intents, fx)?;
+        group.stage.touch()?;
+        Ok(intents)
+    }
+
+    /// Whether the group has room for one more; an error when it never will.
+    fn fits(&self, group: &Group, class: TxClass, intents: &[Intent]) -> Result<bool, StoreError> {
+        let mut bytes = Vec::new();
+        intent::encode(intents, &mut bytes);
+        let payload = group.payload.len() + bytes.len();
+        if group.count > 0 && payload > self.limits.group_bytes as usize {
+            return Ok(false);
+        }
+        if payload > self.journal.payload_max() {
+            return if group.count > 0 { Ok(false) } else { Err(StoreError::Invalid("too large".into())) };
+        }
+        // A change in the trees takes node blocks; it must not find none once its record is durable.
+        let needed = group.stage.len() as u64 * self.forest.blocks_per_op();
+        let keep = if class == TxClass::Write || class == TxClass::Cas { self.meta_reserve() } else { 0 };
+        if needed > 0 && self.forest.meta_free() < needed + keep {
+            self.kick_checkpoint();
+            return if group.count > 0 { Ok(false) } else { Err(StoreError::MetaFull) };
+        }
+        Ok(true)
+    }
+
+    /// Writes the group's record, then applies it.
+    async fn make_durable(&self, group: &Group) -> Result<(), StoreError> {
+        self.ctx.step(Step::JournalWrite);
+        let written = self.journal.write(group.count, group.named, &group.payload).await;
+        written.map_err(|e| StoreError::Failed { why: format!("journal write failed: {e}") })?;
+        while let Err(miss) = group.stage.touch() {
+            self.count(|c| c.apply_misses += 1);
+            self.forest.load(miss).await?;
+        }
+        if let Err(miss) = group.stage.mutate() {
+            return Err(StoreError::Failed { why: format!("a pinned node or block was not there: {miss:?}") });
+        }
+        // Same turn as the change: a checkpoint sees either all of the group or nothing of it.
+        self.applied.set(Applied {
+            lsn: Lsn(self.journal.next_lsn.get() - 1),
+            position: self.journal.head(),
+            chain: self.journal.chain.get(),
+        });
+        self.since_freeze.set(self.since_freeze.get() + u64::from(group.count) - u64::from(group.named > 0));
+        self.count(|c| {
+            c.groups += 1;
+            c.txs += u64::from(group.count);
+        });
+        Ok(())
+    }
+
+    /// Takes over what an applied transaction means for the state in memory.
+    fn absorb(&self, work: &Work, fx: Effects) {
+        let Effects { freed, dead, fenced, named: _ } = fx;
+        for reservation in &work.reservations {
+            reservation.consume();
+        }
+        if !freed.is_empty() {
+            self.release_blocks(self.balloc.free(freed));
+        }
+        self.add_chores(dead, fenced);
+    }
+}

@@ -1,0 +1,398 @@
+//! The write path, one call for each step of the table: admission, look-up, blocks, extent map, close,
+//! data, data-stable gate, commit.
+
+use crate::apply::{self, Halt};
+use crate::cob::{Cob, CobAttrs};
+use crate::commit::{Kind, Work};
+use crate::error::StoreError;
+use crate::geometry::Region;
+use crate::intent::{Intent, Map};
+use crate::schema::{self, MapRow};
+use crate::store::{Core, Store};
+use crate::tree::TreeId;
+use crate::tx::{Committed, DataStable, Extent, Extents, SealedTx, Tx, TxClass};
+use cobalt_base::{BLOCK_SIZE, Fid};
+use cobalt_bdev::{IoError, WriteData};
+use cobalt_dma::{Arena, Slice};
+use cobalt_reactor::sync::{Notify, oneshot};
+use cobalt_reactor::{Ctx, Step};
+use futures::future::join_all;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+/// Largest chunk, in bytes.
+const CHUNK_MAX: u32 = 64 << 10;
+
+impl Store {
+    /// Step 5: admission. Journal space for `data_bytes` of data is reserved, waiting for it if need be.
+    ///
+    /// # Errors
+    /// `Busy` when too many wait, `MetaFull`, and the target's state.
+    pub async fn tx_open(&self, class: TxClass, data_bytes: u64) -> Result<Tx, StoreError> {
+        let core = &self.0;
+        core.ctx.step(Step::TxOpen);
+        core.may_write()?;
+        if data_bytes > core.limits.tx_data {
+            let why = format!("{data_bytes} bytes in one transaction; at most {}", core.limits.tx_data);
+            return Err(StoreError::Invalid(why));
+        }
+        core.admit(class).await?;
+        // At worst each block is an extent of its own (15 bytes) and a chunk (5 bytes).
+        let payload = 128 + data_bytes.div_ceil(BLOCK_SIZE) as usize * 20;
+        let room = core.journal.reserve(class, payload, || core.may_write()).await?;
+        let id = core.next_tx.get();
+        core.next_tx.set(id + 1);
+        Ok(Tx {
+            id,
+            class,
+            data_max: data_bytes,
+            intents: Vec::new(),
+            reservations: Vec::new(),
+            room,
+            epoch: core.forest.epoch(),
+            near: None,
+        })
+    }
+
+    /// Step 6: the cob, or the promise that this transaction creates it.
+    ///
+    /// # Errors
+    /// `Fenced`, `Deleted`, `Incarnation`; `Invalid` for a chunk size that cannot be or that is not the cob's.
+    pub async fn cob_lookup(&self, tx: &mut Tx, fid: Fid, attrs: CobAttrs) -> Result<Cob, StoreError> {
+        let core = &self.0;
+        core.ctx.step(Step::CobLookup);
+        let chunk = attrs.chunk_size;
+        if chunk == 0 || u64::from(chunk) % BLOCK_SIZE != 0 || chunk > CHUNK_MAX {
+            return Err(StoreError::Invalid(format!("a chunk of {chunk} bytes")));
+        }
+        let row = core.look(|stage| apply::judge_cob(stage, fid)).await?;
+        if let Some(row) = row {
+            if row.incarnation != attrs.incarnation {
+                let (have, want) = (row.incarnation, attrs.incarnation);
+                return Err(StoreError::Incarnation { have, want });
+            }
+            if row.chunk_size != chunk {
+                let why = format!("cob {fid} has chunks of {} bytes, not {chunk}", row.chunk_size);
+                return Err(StoreError::Invalid(why));
+            }
+            tx.near = Some(fid);
+        }
+        Ok(Cob { fid, attrs, generation: row.map(|r| r.generation) })
+    }
+
+    /// Step 7: blocks for `bytes`, reserved in memory, next to the cob's last ones where that is possible.
+    ///
+    /// # Errors
+    /// `NoSpace` when fewer are free. Nothing was moved.
+    pub async fn balloc(&self, tx: &mut Tx, bytes: u64) -> Result<Extents, StoreError> {
+        let core = &self.0;
+        core.ctx.step(Step::Balloc);
+        let blocks = bytes.div_ceil(BLOCK_SIZE);
+        let held: u64 = tx.reservations.iter().flat_map(|r| r.extents()).map(|e| u64::from(e.blocks)).sum();
+        if blocks == 0 || held + blocks > tx.data_max.div_ceil(BLOCK_SIZE) {
+            return Err(StoreError::Invalid(format!("{bytes} bytes; {} were admitted", tx.data_max)));
+        }
+        let goal = match tx.near {
+            Some(fid) => core.last_block(fid).await?,
+            None => None,
+        };
+        let reservation = core.balloc.reserve(blocks, goal, || core.may_write()).await;
+        let reservation = reservation.map_err(|e| core.judge_error(e))?;
+        let extents = Extents(reservation.extents());
+        tx.reservations.push(reservation);
+        Ok(extents)
+    }
+
+    /// Step 8: records in the write set that bytes `offset..offset + len` of the cob are on these blocks.
+    ///
+    /// # Errors
+    /// `Invalid` when offset, length, extents and checksums do not agree.
+    pub async fn extmap(
+        &self,
+        tx: &mut Tx,
+        cob: &Cob,
+        offset: u64,
+        len: u64,
+        extents: &Extents,
+        crcs: &[u32],
+    ) -> Result<(), StoreError> {
+        let core = &self.0;
+        core.ctx.step(Step::Extmap);
+        let chunk = cob.attrs.chunk_size;
+        let row = MapRow { len, generation: 0, extents: extents.0.clone(), crcs: crcs.to_vec() };
+        let fits = offset.is_multiple_of(u64::from(chunk))
+            && offset.checked_add(len).is_some_and(|end| end <= i64::MAX as u64)
+            && row.is_sound(chunk, core.shape.data_blocks);
+        let mut mine = tx.reservations.iter().flat_map(|r| r.extents()).collect::<Vec<_>>();
+        for intent in &tx.intents {
+            if let Intent::Map(map) = intent {
+                mine.retain(|e| !map.extents.contains(e));
+            }
+        }
+        if !fits || !extents.0.iter().all(|e| mine.contains(e)) {
+            let why = format!("map of {len} bytes at {offset} of {}: its parts do not agree", cob.fid);
+            return Err(StoreError::Invalid(why));
+        }
+        let map = Map {
+            fid: cob.fid,
+            chunk_size: chunk,
+            incarnation: cob.attrs.incarnation,
+            expect: cob.generation,
+            offset,
+            len,
+            extents: extents.0.clone(),
+            crcs: crcs.to_vec(),
+        };
+        // The leaf that will change is brought into memory now, so that the commit does not wait for it.
+        let key = schema::extmap_key(map.fid, map.offset);
+        core.look(|_| Ok(core.forest.touch(TreeId::Extmap, &key)?)).await?;
+        tx.intents.push(Intent::Map(map));
+        Ok(())
+    }
+
+    /// Step 9: the write set is final. Nothing of it is visible or durable.
+    pub fn tx_close(&self, tx: Tx) -> SealedTx {
+        self.0.ctx.step(Step::TxClose);
+        SealedTx { tx }
+    }
+
+    /// Steps 11 and 12: writes the bytes of all maps, one after the other, and makes them durable. When
+    /// the caller goes away, the blocks stay reserved until the device is done with them (I7).
+    ///
+    /// # Errors
+    /// `HostFull`; any other device error fails the target.
+    pub async fn data_write(&self, sealed: &SealedTx, data: &[Slice]) -> Result<DataStable, StoreError> {
+        let core = self.0.clone();
+        core.ctx.step(Step::DataWrite);
+        core.may_write()?;
+        let writes = plan_writes(&core.regions.data, &core.arena, &sealed.tx.intents, data).await?;
+        let (done, result) = oneshot();
+        let held = sealed.tx.reservations.clone();
+        let task = core.clone();
+        drop(core.ctx.spawn(async move {
+            let result = task.write_out(writes).await;
+            drop(held);
+            done.send(result);
+        }));
+        result.await.unwrap_or(Err(StoreError::Closed))?;
+        core.ctx.step(Step::DataStable);
+        Ok(DataStable { tx: sealed.tx.id })
+    }
+
+    /// Step 13: the transaction takes its lsn, is judged again, becomes durable and is applied. When the
+    /// caller goes away, it runs on.
+    ///
+    /// # Errors
+    /// `Fenced`, `Deleted`, `Incarnation` when what came before it refuses it; the target's state.
+    pub async fn commit(&self, sealed: SealedTx, stable: DataStable) -> Result<Committed, StoreError> {
+        let tx = sealed.tx;
+        assert!(stable.tx == tx.id, "the proof is of another transaction");
+        self.0.may_write()?;
+        let mut work = Work::new(tx.class, Kind::Fixed(tx.intents), Some(tx.room));
+        work.reservations = tx.reservations;
+        work.epoch = Some(tx.epoch);
+        let lsn = self.0.submit(work).await?;
+        Ok(Committed { lsn })
+    }
+}
+
+impl Core {
+    /// The block after a cob's last extent.
+    async fn last_block(&self, fid: Fid) -> Result<Option<u64>, StoreError> {
+        let key = schema::extmap_key(fid, u64::MAX);
+        self.look(|stage| {
+            let Some((key, value)) = stage.prev(TreeId::Extmap, &key)? else { return Ok(None) };
+            if schema::extmap_place(&key).is_none_or(|(f, _)| f != fid) {
+                return Ok(None);
+            }
+            let row: MapRow = schema::decode("extmap row", &value).map_err(Halt::Corrupt)?;
+            Ok(row.extents.last().and_then(Extent::end).filter(|end| *end < self.shape.data_blocks))
+        })
+        .await
+    }
+
+    async fn write_out(&self, writes: Vec<(u64, WriteData)>) -> Result<(), StoreError> {
+        self.count(|c| {
+            c.data_writes += writes.len() as u64;
+            c.data_write_bytes += writes.iter().flat_map(|(_, d)| d).map(|s| s.len() as u64).sum::<u64>();
+        });
+        let region = &self.regions.data;
+        let all = join_all(writes.into_iter().map(|(at, data)| region.write(at, data, false))).await;
+        for result in all {
+            result.map_err(|e| self.data_error("data write", &e))?;
+        }
+        self.flusher.flush().await.map_err(|e| self.data_error("flush of the data region", &e))?;
+        self.count(|c| c.data_flushes = self.flusher.flushes.get());
+        Ok(())
+    }
+
+    fn data_error(&self, what: &str, error: &IoError) -> StoreError {
+        if matches!(error, IoError::HostFull { .. }) {
+            return StoreError::HostFull;
+        }
+        let why = format!("{what} failed: {error}");
+        self.fail(&why);
+        StoreError::Failed { why }
+    }
+}
+
+/// Turns maps and bytes into device writes: whole blocks, at most as long as the device takes.
+async fn plan_writes(
+    region: &Region,
+    arena: &Arena,
+    intents: &[Intent],
+    data: &[Slice],
+) -> Result<Vec<(u64, WriteData)>, StoreError> {
+    let most = u64::from(region.device.identify().transfer_max) / BLOCK_SIZE * BLOCK_SIZE;
+    let given: u64 = data.iter().map(|s| s.len() as u64).sum();
+    let maps: Vec<&Map> = intents.iter().filter_map(|i| if let Intent::Map(m) = i { Some(m) } else { None }).collect();
+    let wanted: u64 = maps.iter().map(|m| m.len).sum();
+    if given != wanted {
+        return Err(StoreError::Invalid(format!("{given} bytes of data for maps of {wanted}")));
+    }
+    let mut rest = data.iter().cloned().collect::<std::collections::VecDeque<_>>();
+    let mut writes = Vec::new();
+    for map in maps {
+        let mut blocks = whole_blocks(arena, take(&mut rest, map.len)).await.into();
+        for extent in &map.extents {
+            let mut at = extent.start * BLOCK_SIZE;
+            let mut left = u64::from(extent.blocks) * BLOCK_SIZE;
+            while left > 0 {
+                let piece = left.min(most.max(BLOCK_SIZE));
+                writes.push((at, take(&mut blocks, piece).into_iter().collect()));
+                at += piece;
+                left -= piece;
+            }
+        }
+    }
+    Ok(writes)
+}
+
+/// Takes the next `len` bytes.
+fn take(from: &mut std::collections::VecDeque<Slice>, len: u64) -> Vec<Slice> {
+    let mut out = Vec::new();
+    let mut left = len as usize;
+    while left > 0 {
+        let Some(slice) = from.pop_front() else { break };
+        if slice.len() > left {
+            from.push_front(slice.slice(left..slice.len()));
+            out.push(slice.slice(0..left));
+            break;
+        }
+        left -= slice.len();
+        if !slice.is_empty() {
+            out.push(slice);
+        }
+    }
+    out
+}
+
+/// The same bytes in slices of whole blocks; the last block is filled up with zeros. Nothing is copied
+/// but a short tail, unless a slice in the middle ends inside of a block.
+async fn whole_blocks(arena: &Arena, slices: Vec<Slice>) -> Vec<Slice> {
+    let block = BLOCK_SIZE as usize;
+    let mut out = Vec::new();
+    let mut slices = slices.into_iter().peekable();
+    while let Some(slice) = slices.next() {
+        let whole = slice.len() / block * block;
+        let aligned = (slice.as_ptr() as usize).is_multiple_of(block);
+        if aligned && whole > 0 {
+            out.push(slice.slice(0..whole));
+        }
+        let from = if aligned { whole } else { 0 };
+        if from == slice.len() {
+            continue;
+        }
+        let mut tail: Vec<Slice> = vec![slice.slice(from..slice.len())];
+        if slices.peek().is_some() {
+            tail.extend(slices.by_ref());
+        }
+        copy_blocks(arena, &tail, &mut out).await;
+    }
+    out
+}
+
+async fn copy_blocks(arena: &Arena, slices: &[Slice], out: &mut Vec<Slice>) {
+    let mut left: usize = slices.iter().map(|s| s.len()).sum();
+    let mut bytes = slices.iter().flat_map(|s| s.iter().copied());
+    while left > 0 {
+        let len = left.min(1 << 20);
+        let mut buf = arena.alloc(len.next_multiple_of(BLOCK_SIZE as usize)).await;
+        for place in &mut buf[..len] {
+            *place = bytes.next().unwrap_or(0);
+        }
+        buf[len..].fill(0);
+        out.push(buf.freeze());
+        left -= len;
+    }
+}
+
+/// Flushes of the data device that writers share: one covers everyone whose writes were complete before
+/// it began.
+pub(crate) struct Flusher(Rc<FlusherInner>);
+
+struct FlusherInner {
+    ctx: Ctx,
+    region: Region,
+    asked: Cell<u64>,
+    covered: Cell<u64>,
+    running: Cell<bool>,
+    failed: RefCell<Option<IoError>>,
+    done: Notify,
+    flushes: Rc<Cell<u64>>,
+}
+
+impl std::ops::Deref for Flusher {
+    type Target = FlusherInner;
+    fn deref(&self) -> &FlusherInner {
+        &self.0
+    }
+}
+
+impl Flusher {
+    pub(crate) fn new(ctx: Ctx, region: Region) -> Flusher {
+        Flusher(Rc::new(FlusherInner {
+            ctx,
+            region,
+            asked: Cell::new(0),
+            covered: Cell::new(0),
+            running: Cell::new(false),
+            failed: RefCell::default(),
+            done: Notify::default(),
+            flushes: Rc::default(),
+        }))
+    }
+
+    /// Everything written before this call is durable when it returns.
+    async fn flush(&self) -> Result<(), IoError> {
+        let inner = &self.0;
+        if !inner.region.device.identify().volatile_cache {
+            return Ok(());
+        }
+        inner.asked.set(inner.asked.get() + 1);
+        let mine = inner.asked.get();
+        loop {
+            if let Some(error) = &*inner.failed.borrow() {
+                return Err(error.clone()); // Never retried: what a second flush would say is worth nothing.
+            }
+            if inner.covered.get() >= mine {
+                return Ok(());
+            }
+            if !inner.running.replace(true) {
+                let inner = inner.clone();
+                drop(self.0.ctx.spawn(async move {
+                    let covers = inner.asked.get();
+                    let result = inner.region.flush().await;
+                    inner.flushes.set(inner.flushes.get() + 1);
+                    match result {
+                        Ok(()) => inner.covered.set(covers),
+                        Err(error) => *inner.failed.borrow_mut() = Some(error),
+                    }
+                    inner.running.set(false);
+                    inner.done.notify_all();
+                }));
+            }
+            inner.done.notified().await;
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! What a transaction wants, as the journal keeps it: logical, small, with physical block addresses
+//! but no node images. Redo runs the same code on them as the first apply.
+
+use crate::ctg::CtgOp;
+use crate::tx::Extent;
+use cobalt_base::{Corrupt, Fid, SessionId};
+use serde::{Deserialize, Serialize};
+
+/// A range of a cob gets new blocks; the cob is created when it does not exist.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Map {
+    pub fid: Fid,
+    pub chunk_size: u32,
+    pub incarnation: u64,
+    /// The generation that the transaction found; `None` creates the cob or joins one created since.
+    pub expect: Option<u64>,
+    pub offset: u64,
+    pub len: u64,
+    pub extents: Vec<Extent>,
+    /// CRC32C of each chunk's real bytes.
+    pub crcs: Vec<u32>,
+}
+
+/// One change. A transaction is a list of them, applied whole or not at all.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Intent {
+    Map(Map),
+    /// Removes a cob, frees up to `rows` of its extent-map rows, leaves a tombstone.
+    Delete { fid: Fid, rows: u32 },
+    /// Frees up to `rows` more rows of a dead cob.
+    FreeStep { fid: Fid, rows: u32 },
+    /// Refuses every later write of a session.
+    Fence { session: SessionId },
+    /// Drops up to `rows` tombstones of a fenced session.
+    DropTombs { session: SessionId, rows: u32 },
+    Ctg(CtgOp),
+    /// A superblock of this generation is durable.
+    Named { generation: u64 },
+}
+
+/// Appends one transaction to a record's payload: its length, then its intents.
+pub(crate) fn encode(intents: &[Intent], out: &mut Vec<u8>) {
+    let body = postcard::to_stdvec(intents).expect("plain data in memory always encodes");
+    let len = u32::try_from(body.len()).expect("admission bounds a transaction far below 4 GiB");
+    out.extend_from_slice(&len.to_le_bytes());
+    out.extend_from_slice(&body);
+}
+
+/// Takes `count` transactions from a record's payload.
+///
+/// # Errors
+/// [`Corrupt`] when the bytes are not exactly that.
+pub(crate) fn decode(mut payload: &[u8], count: u32, address: u64) -> Result<Vec<Vec<Intent>>, Corrupt> {
+    let bad = |why: &str| Corrupt::new("journal payload", address, why);
+    let mut txs = Vec::new();
+    for _ in 0..count {
+        let (len, rest) = payload.split_first_chunk::<4>().ok_or_else(|| bad("ends inside a length"))?;
+        let len = u32::from_le_bytes(*len) as usize;
+        let body = rest.get(..len).ok_or_else(|| bad("ends inside a transaction"))?;
+        let (intents, left) =
+            postcard::take_from_bytes::<Vec<Intent>>(body).map_err(|e| bad(&format!("not intents: {e}")))?;
+        if !left.is_empty() {
+            return Err(bad("a transaction is longer than its intents"));
+        }
+        txs.push(intents);
+        payload = &rest[len..];
+    }
+    if !payload.is_empty() {
+        return Err(bad("more bytes than its transactions"));
+    }
+    Ok(txs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Intent, decode, encode};
+    use cobalt_base::{Fid, SessionId};
+
+    #[test]
+    fn a_cut_or_changed_payload_is_corrupt_and_never_a_panic() {
+        let tx = vec![
+            Intent::Delete { fid: Fid::new(SessionId(3), 9), rows: 7 },
+            Intent::Fence { session: SessionId(3) },
+        ];
+        let mut bytes = Vec::new();
+        encode(&tx, &mut bytes);
+        encode(&[Intent::Named { generation: 8 }], &mut bytes);
+        let txs = decode(&bytes, 2, 0).expect("whole");
+        assert_eq!(txs[0], tx);
+        for cut in 0..bytes.len() {
+            assert!(decode(&bytes[..cut], 2, 0).is_err(), "cut at {cut}");
+        }
+        assert!(decode(&bytes, 1, 0).is_err());
+        for at in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut hurt = bytes.clone();
+                hurt[at] ^= 1 << bit;
+                let _ = decode(&hurt, 2, 0);
+            }
+        }
+    }
+}

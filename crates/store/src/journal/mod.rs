@@ -1,0 +1,6 @@
+//! The journal: a ring of records, each one group commit, that makes transactions durable before they
+//! are applied (I6).
+
+pub(crate) mod record;
+pub(crate) mod ring;
+pub(crate) mod scan;

@@ -1,0 +1,143 @@
+//! Keys and values of the cob, extent-map and allocator trees. Keys are big-endian, so that byte order
+//! is number order; the first byte tells kinds of rows apart.
+
+use crate::tx::Extent;
+use cobalt_base::{BLOCK_SIZE, Corrupt, Fid, SessionId};
+use serde::{Deserialize, Serialize};
+
+pub(crate) const COB: u8 = 1;
+pub(crate) const TOMB: u8 = 2;
+pub(crate) const FENCE: u8 = 3;
+pub(crate) const DEAD: u8 = 4;
+
+/// Key of the row that counts cobs.
+pub(crate) const COUNT_KEY: &[u8] = &[0];
+
+pub(crate) const SUMMARY: u8 = 0;
+pub(crate) const FREE: u8 = 1;
+
+/// Value of a cob's row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CobRow {
+    pub chunk_size: u32,
+    pub incarnation: u64,
+    /// The lsn that created it.
+    pub generation: u64,
+    /// End of its last byte.
+    pub size: u64,
+    /// Data blocks it holds.
+    pub blocks: u64,
+}
+
+/// Value of an extent-map row: bytes from the key's offset on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MapRow {
+    /// Real bytes; only the last chunk may be short.
+    pub len: u64,
+    pub generation: u64,
+    pub extents: Vec<Extent>,
+    pub crcs: Vec<u32>,
+}
+
+impl MapRow {
+    pub(crate) fn blocks(&self) -> u64 {
+        self.extents.iter().map(|e| u64::from(e.blocks)).sum()
+    }
+
+    /// Whether the parts agree with each other.
+    pub(crate) fn is_sound(&self, chunk: u32, data_blocks: u64) -> bool {
+        self.len > 0
+            && self.blocks() == self.len.div_ceil(BLOCK_SIZE)
+            && self.crcs.len() as u64 == self.len.div_ceil(u64::from(chunk.max(1)))
+            && self.extents.iter().all(|e| e.blocks > 0 && e.end().is_some_and(|end| end <= data_blocks))
+    }
+}
+
+impl Extent {
+    /// The block after the last one; `None` when that is no number.
+    pub(crate) fn end(&self) -> Option<u64> {
+        self.start.checked_add(u64::from(self.blocks))
+    }
+}
+
+pub(crate) fn fid_key(kind: u8, fid: Fid) -> Vec<u8> {
+    let mut key = Vec::with_capacity(17);
+    key.push(kind);
+    key.extend_from_slice(&fid.to_key());
+    key
+}
+
+pub(crate) fn fence_key(session: SessionId) -> Vec<u8> {
+    let mut key = vec![FENCE];
+    key.extend_from_slice(&session.0.to_be_bytes());
+    key
+}
+
+pub(crate) fn extmap_key(fid: Fid, offset: u64) -> Vec<u8> {
+    let mut key = fid.to_key().to_vec();
+    key.extend_from_slice(&offset.to_be_bytes());
+    key
+}
+
+pub(crate) fn summary_key(group: u64) -> Vec<u8> {
+    let mut key = vec![SUMMARY];
+    key.extend_from_slice(&group.to_be_bytes());
+    key
+}
+
+pub(crate) fn free_key(start: u64) -> Vec<u8> {
+    let mut key = vec![FREE];
+    key.extend_from_slice(&start.to_be_bytes());
+    key
+}
+
+pub(crate) fn ctg_key(ctg: u32, key: &[u8]) -> Vec<u8> {
+    let mut full = ctg.to_be_bytes().to_vec();
+    full.extend_from_slice(key);
+    full
+}
+
+/// The fid in a key of the given kind.
+pub(crate) fn key_fid(kind: u8, key: &[u8]) -> Option<Fid> {
+    let (first, rest) = key.split_first()?;
+    (*first == kind).then_some(())?;
+    Some(Fid::from_key(rest.try_into().ok()?))
+}
+
+/// The number in a key of one kind byte and eight bytes.
+pub(crate) fn key_number(kind: u8, key: &[u8]) -> Option<u64> {
+    let (first, rest) = key.split_first()?;
+    (*first == kind).then_some(())?;
+    Some(u64::from_be_bytes(rest.try_into().ok()?))
+}
+
+/// Fid and offset of an extent-map key.
+pub(crate) fn extmap_place(key: &[u8]) -> Option<(Fid, u64)> {
+    let (fid, offset) = key.split_first_chunk::<16>()?;
+    Some((Fid::from_key(*fid), u64::from_be_bytes(offset.try_into().ok()?)))
+}
+
+/// The catalogue and the key within it.
+pub(crate) fn ctg_place(key: &[u8]) -> Option<(u32, &[u8])> {
+    let (ctg, rest) = key.split_first_chunk::<4>()?;
+    Some((u32::from_be_bytes(*ctg), rest))
+}
+
+pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    postcard::to_stdvec(value).expect("plain data in memory always encodes")
+}
+
+/// Reads a row's value.
+pub(crate) fn decode<T: for<'a> Deserialize<'a>>(what: &'static str, bytes: &[u8]) -> Result<T, Corrupt> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((value, [])) => Ok(value),
+        Ok(_) => Err(Corrupt::new(what, 0, "bytes after the value")),
+        Err(e) => Err(Corrupt::new(what, 0, format!("not a value: {e}"))),
+    }
+}
+
+/// A four-byte count.
+pub(crate) fn decode_u32(what: &'static str, bytes: &[u8]) -> Result<u32, Corrupt> {
+    let bytes = bytes.try_into().map_err(|_| Corrupt::new(what, 0, "not four bytes"))?;
+    Ok(u32::from_le_bytes(bytes))
+}
