@@ -140,8 +140,7 @@ fn count_cobs(stage: &Stage, change: i64) -> Result<(), Halt> {
 
 fn map_range(stage: &Stage, shape: Shape, lsn: Lsn, map: &Map, fx: &mut Effects) -> Result<(), Halt> {
     let chunk = u64::from(map.chunk_size);
-    let whole =
-        MapRow { len: map.len, generation: 0, extents: map.extents.clone(), crcs: map.crcs.clone() };
+    let whole = MapRow { len: map.len, generation: 0, extents: map.extents.clone(), crcs: map.crcs.clone() };
     if chunk == 0
         || !chunk.is_multiple_of(BLOCK_SIZE)
         || !map.offset.is_multiple_of(chunk)
@@ -156,7 +155,8 @@ fn map_range(stage: &Stage, shape: Shape, lsn: Lsn, map: &Map, fx: &mut Effects)
             return Err(Halt::Refused(StoreError::Incarnation { have, want }));
         }
         (Some(row), _) if row.chunk_size != map.chunk_size => {
-            let why = format!("cob {} has chunks of {} bytes, not {}", map.fid, row.chunk_size, map.chunk_size);
+            let why =
+                format!("cob {} has chunks of {} bytes, not {}", map.fid, row.chunk_size, map.chunk_size);
             return Err(Halt::Refused(StoreError::Invalid(why)));
         }
         (Some(row), Some(generation)) if row.generation != generation => {

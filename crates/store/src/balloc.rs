@@ -137,8 +137,7 @@ impl Balloc {
             }
             self.freed.notified().await;
         };
-        let reservation =
-            Rc::new(Reservation { balloc: self.clone(), extents: RefCell::default() });
+        let reservation = Rc::new(Reservation { balloc: self.clone(), extents: RefCell::default() });
         let mut goal = goal.unwrap_or(self.cursor.get());
         while claim.blocks > 0 {
             let group = self.pick(goal, claim.blocks);
@@ -200,7 +199,10 @@ impl Balloc {
         }
         let avail: u64 = extents.values().sum();
         if avail != inner.groups[group].avail {
-            let why = format!("group {group}: free extents have {avail} blocks, the count is {}", inner.groups[group].avail);
+            let why = format!(
+                "group {group}: free extents have {avail} blocks, the count is {}",
+                inner.groups[group].avail
+            );
             return Err(Corrupt::new("free extents", first * BLOCK_SIZE, why).into());
         }
         inner.groups[group].extents = Some(extents);
@@ -224,7 +226,8 @@ impl Balloc {
         // Right at the goal first, then the first that is long enough behind it, then anywhere, then the longest.
         let at_goal = extents.range(..=goal).next_back().filter(|(s, l)| goal < *s + *l).map(|(s, _)| *s);
         let whole = |(_, len): &(&u64, &u64)| **len >= blocks;
-        let behind = extents.range(goal..).find(whole).or_else(|| extents.iter().find(whole)).map(|(s, _)| *s);
+        let behind =
+            extents.range(goal..).find(whole).or_else(|| extents.iter().find(whole)).map(|(s, _)| *s);
         let inside = at_goal.filter(|s| s + extents[s] - goal >= blocks);
         let (start, from) = match (inside, behind) {
             (Some(start), _) => (start, goal),
@@ -437,10 +440,7 @@ fn insert_merged(extents: &mut BTreeMap<u64, u64>, mut start: u64, mut blocks: u
 }
 
 /// Runs a read of the trees until it misses nothing.
-pub(crate) async fn retry<T>(
-    forest: &Forest,
-    read: impl Fn() -> Result<T, Miss>,
-) -> Result<T, MetaError> {
+pub(crate) async fn retry<T>(forest: &Forest, read: impl Fn() -> Result<T, Miss>) -> Result<T, MetaError> {
     let _epoch = forest.epoch();
     loop {
         match read() {

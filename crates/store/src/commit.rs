@@ -269,7 +269,9 @@ impl Core {
             self.forest.load(miss).await?;
         }
         if let Err(miss) = group.stage.mutate() {
-            return Err(StoreError::Failed { why: format!("a pinned node or block was not there: {miss:?}") });
+            return Err(StoreError::Failed {
+                why: format!("a pinned node or block was not there: {miss:?}"),
+            });
         }
         // Same turn as the change: a checkpoint sees either all of the group or nothing of it.
         self.applied.set(Applied {

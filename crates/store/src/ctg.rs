@@ -138,7 +138,12 @@ impl CtgView {
 }
 
 /// Checks what a decision wants against the sizes of trees and journal.
-pub(crate) fn check_ops(ops: &[CtgOp], entry_max: usize, key_max: usize, tx_max: usize) -> Result<(), StoreError> {
+pub(crate) fn check_ops(
+    ops: &[CtgOp],
+    entry_max: usize,
+    key_max: usize,
+    tx_max: usize,
+) -> Result<(), StoreError> {
     for op in ops {
         let (CtgOp::Put { key, .. } | CtgOp::Delete { key, .. }) = op;
         let value = if let CtgOp::Put { value, .. } = op { value.len() } else { 0 };

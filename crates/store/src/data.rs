@@ -222,7 +222,7 @@ impl Core {
             result.map_err(|e| self.data_error("data write", &e))?;
         }
         self.flusher.flush().await.map_err(|e| self.data_error("flush of the data region", &e))?;
-        self.count(|c| c.data_flushes = self.flusher.flushes.get());
+        self.count(|c| c.data_flushes = self.flusher.0.flushes.get());
         Ok(())
     }
 
@@ -245,7 +245,8 @@ async fn plan_writes(
 ) -> Result<Vec<(u64, WriteData)>, StoreError> {
     let most = u64::from(region.device.identify().transfer_max) / BLOCK_SIZE * BLOCK_SIZE;
     let given: u64 = data.iter().map(|s| s.len() as u64).sum();
-    let maps: Vec<&Map> = intents.iter().filter_map(|i| if let Intent::Map(m) = i { Some(m) } else { None }).collect();
+    let maps: Vec<&Map> =
+        intents.iter().filter_map(|i| if let Intent::Map(m) = i { Some(m) } else { None }).collect();
     let wanted: u64 = maps.iter().map(|m| m.len).sum();
     if given != wanted {
         return Err(StoreError::Invalid(format!("{given} bytes of data for maps of {wanted}")));
@@ -339,14 +340,7 @@ struct FlusherInner {
     running: Cell<bool>,
     failed: RefCell<Option<IoError>>,
     done: Notify,
-    flushes: Rc<Cell<u64>>,
-}
-
-impl std::ops::Deref for Flusher {
-    type Target = FlusherInner;
-    fn deref(&self) -> &FlusherInner {
-        &self.0
-    }
+    flushes: Cell<u64>,
 }
 
 impl Flusher {
@@ -359,7 +353,7 @@ impl Flusher {
             running: Cell::new(false),
             failed: RefCell::default(),
             done: Notify::default(),
-            flushes: Rc::default(),
+            flushes: Cell::new(0),
         }))
     }
 

@@ -26,16 +26,29 @@ pub(crate) struct Map {
 pub(crate) enum Intent {
     Map(Map),
     /// Removes a cob, frees up to `rows` of its extent-map rows, leaves a tombstone.
-    Delete { fid: Fid, rows: u32 },
+    Delete {
+        fid: Fid,
+        rows: u32,
+    },
     /// Frees up to `rows` more rows of a dead cob.
-    FreeStep { fid: Fid, rows: u32 },
+    FreeStep {
+        fid: Fid,
+        rows: u32,
+    },
     /// Refuses every later write of a session.
-    Fence { session: SessionId },
+    Fence {
+        session: SessionId,
+    },
     /// Drops up to `rows` tombstones of a fenced session.
-    DropTombs { session: SessionId, rows: u32 },
+    DropTombs {
+        session: SessionId,
+        rows: u32,
+    },
     Ctg(CtgOp),
     /// A superblock of this generation is durable.
-    Named { generation: u64 },
+    Named {
+        generation: u64,
+    },
 }
 
 /// Appends one transaction to a record's payload: its length, then its intents.

@@ -2,8 +2,8 @@
 //! say, an allocator of data blocks, and the recovery that puts it all together after a crash.
 //!
 //! The modules follow the write path. A write opens a transaction, looks its cob up, claims blocks,
-//! records the extent and closes (`tx`); the bytes go to the device (`data`); the transaction takes its
-//! lsn, is judged against everything before it, becomes durable and is applied (`commit`).
+//! records the extent and closes (`tx`, `data`); the bytes go to the device; the transaction takes its
+//! lsn, is judged against everything before it, becomes durable and is applied (`commit`, `apply`).
 
 mod counters;
 mod error;
@@ -12,12 +12,24 @@ mod options;
 mod region;
 mod store;
 
+mod alloc_rows;
+mod apply;
+mod balloc;
 mod cob;
+mod commit;
 mod ctg;
+mod data;
+mod intent;
+mod journal;
+mod read;
+mod schema;
+mod stage;
 mod tx;
 
 pub mod checkpoint;
+mod format;
 pub mod geometry;
+mod recovery;
 pub mod superblock;
 pub mod tree;
 

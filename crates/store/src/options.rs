@@ -10,9 +10,9 @@ pub struct FormatOptions {
     pub target: Uuid,
     /// The cluster that it belongs to.
     pub cluster: Uuid,
-    /// The name people know it by, at most 32 bytes.
+    /// The name people know it by, at most 64 bytes.
     pub name: String,
-    /// Bytes of a tree node: a power of two from 1,024 to 65,536.
+    /// Bytes of a tree node: a power of two from 4,096 to 32,768.
     pub node_size: u32,
     /// Bytes of the journal; `None` chooses by the meta region's size.
     pub journal: Option<u64>,

@@ -105,8 +105,7 @@ impl Header {
     /// [`Corrupt`] with the check that failed.
     pub(crate) fn parse(bytes: &[u8], target: Uuid, offset: u64, ring: u64) -> Result<Header, Corrupt> {
         let bad = |why: String| Corrupt::new("journal record", offset, why);
-        let (mut disk, _) =
-            Disk::read_from_prefix(bytes).map_err(|_| bad("shorter than a header".into()))?;
+        let (mut disk, _) = Disk::read_from_prefix(bytes).map_err(|_| bad("shorter than a header".into()))?;
         if disk.magic != MAGIC {
             return Err(bad(format!("magic is {:02x?}", disk.magic)));
         }

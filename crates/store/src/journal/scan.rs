@@ -112,9 +112,7 @@ pub(crate) fn decide(anchor: Anchor, ring: u64, found: &[Found]) -> Result<Kept,
     }
     match kept.named {
         0 => Err(Stop::Unnamed),
-        named if named > anchor.generation => {
-            Err(Stop::OldSuperblock { named, have: anchor.generation })
-        }
+        named if named > anchor.generation => Err(Stop::OldSuperblock { named, have: anchor.generation }),
         _ => Ok(kept),
     }
 }
