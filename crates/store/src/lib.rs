@@ -27,16 +27,23 @@ mod stage;
 mod tx;
 
 pub mod checkpoint;
+mod dump;
 mod format;
+mod fsck;
 pub mod geometry;
 mod recovery;
+
 pub mod superblock;
+#[cfg(test)]
+mod tests;
 pub mod tree;
 
 pub use cob::{Cob, CobAttrs, CobData, CobInfo};
 pub use counters::{Space, StoreCounters, StoreStatus};
 pub use ctg::{Ctg, CtgOp, CtgView};
+pub use dump::{RecordRow, TreeRow, dump_journal};
 pub use error::{FormatError, OpenError, StoreError};
+pub use fsck::{Finding, FsckOptions, FsckReport, fsck};
 pub use geometry::Region;
 pub use limits::Limits;
 pub use options::{FormatOptions, OpenOptions};

@@ -598,3 +598,11 @@ impl Checkpointed for Core {
         self.name_generation(superblock.generation).await
     }
 }
+
+#[cfg(test)]
+impl Store {
+    /// Whether no background work is left.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.0.chores.borrow().is_empty() && !self.0.chore_running.get()
+    }
+}

@@ -75,7 +75,6 @@ pub struct DataStable {
 
 /// Proof that a transaction is durable and applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "a proof that nobody takes proves nothing"]
 pub struct Committed {
     pub(crate) lsn: Lsn,
 }

@@ -1,0 +1,171 @@
+//! A device for tests: completions take random times, unflushed writes are kept apart, and a power cut
+//! keeps, drops or tears them at 512 bytes.
+
+use cobalt_bdev::{Bdev, Identify, Io, IoError, Op};
+use cobalt_reactor::Ctx;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+const SECTOR: usize = 512;
+
+pub struct TestDev {
+    ctx: Ctx,
+    identify: Identify,
+    state: Rc<State>,
+}
+
+#[derive(Default)]
+pub struct State {
+    /// What a read gets.
+    current: RefCell<Vec<u8>>,
+    /// What a power cut leaves for certain.
+    durable: RefCell<Vec<u8>>,
+    /// Sectors written and not flushed, with all that a power cut may leave there.
+    unflushed: RefCell<BTreeMap<usize, Vec<[u8; SECTOR]>>>,
+    pub flushes: Cell<u64>,
+    pub writes: Cell<u64>,
+    /// Fails the flush or write when this many more were done.
+    pub fail_flush_in: Cell<Option<u64>>,
+    pub fail_write_in: Cell<Option<u64>>,
+    /// Reads of this byte fail.
+    pub bad_read: Cell<Option<u64>>,
+    /// Longest time of an operation, in microseconds.
+    pub slow_us: Cell<u64>,
+}
+
+impl TestDev {
+    pub fn new(ctx: &Ctx, image: Vec<u8>) -> TestDev {
+        let identify = Identify {
+            backend: "test".into(),
+            size: image.len() as u64,
+            block_size: 4096,
+            volatile_cache: true,
+            atomic_write: 512,
+            depth: 64,
+            transfer_max: 64 << 10,
+            deallocate: true,
+        };
+        let state = State { durable: RefCell::new(image.clone()), ..State::default() };
+        *state.current.borrow_mut() = image;
+        state.slow_us.set(20);
+        TestDev { ctx: ctx.clone(), identify, state: Rc::new(state) }
+    }
+
+    pub fn state(&self) -> Rc<State> {
+        self.state.clone()
+    }
+}
+
+impl State {
+    /// The image after a power cut: `mode` 0 keeps nothing unflushed, 1 all, others a random choice.
+    pub fn cut(&self, ctx: &Ctx, mode: u64) -> Vec<u8> {
+        let mut image = self.durable.borrow().clone();
+        let mut keep = true;
+        for (i, (sector, versions)) in self.unflushed.borrow().iter().enumerate() {
+            // Runs of sectors live and die together in mode 2; each one alone in the others.
+            if mode != 2 || i % 8 == 0 {
+                keep = mode == 1 || (mode > 1 && ctx.random_u64() % 2 == 0);
+            }
+            if !keep {
+                continue;
+            }
+            let pick =
+                if mode == 1 { versions.len() - 1 } else { ctx.random_u64() as usize % versions.len() };
+            image[sector * SECTOR..][..SECTOR].copy_from_slice(&versions[pick]);
+        }
+        image
+    }
+
+    /// Changes bytes under the store's feet, durably.
+    pub fn spoil(&self, at: usize, change: impl Fn(&mut u8)) {
+        change(&mut self.current.borrow_mut()[at]);
+        change(&mut self.durable.borrow_mut()[at]);
+    }
+
+    pub fn current(&self) -> Vec<u8> {
+        self.current.borrow().clone()
+    }
+
+    fn note(&self, offset: u64, bytes: &[u8]) {
+        let mut unflushed = self.unflushed.borrow_mut();
+        for (i, sector) in bytes.chunks_exact(SECTOR).enumerate() {
+            let entry = unflushed.entry(offset as usize / SECTOR + i).or_default();
+            entry.push(sector.try_into().unwrap());
+        }
+    }
+
+    fn run(&self, op: Op) -> Result<Option<cobalt_dma::Buf>, IoError> {
+        let failed = |op, offset| Err(IoError::Failed { op, offset, len: 0, reason: "injected".into() });
+        let due = |cell: &Cell<Option<u64>>| match cell.get() {
+            Some(0) => true,
+            Some(n) => {
+                cell.set(Some(n - 1));
+                false
+            }
+            None => false,
+        };
+        match op {
+            Op::Read { offset, mut buf } => {
+                let len = buf.len();
+                if self.bad_read.get().is_some_and(|at| at >= offset && at < offset + len as u64) {
+                    return failed("read", offset);
+                }
+                buf.copy_from_slice(&self.current.borrow()[offset as usize..offset as usize + len]);
+                Ok(Some(buf))
+            }
+            Op::Write { offset, data, fua } => {
+                self.writes.set(self.writes.get() + 1);
+                if due(&self.fail_write_in) {
+                    return failed("write", offset);
+                }
+                let bytes: Vec<u8> = data.iter().flat_map(|s| s.iter().copied()).collect();
+                let range = offset as usize..offset as usize + bytes.len();
+                self.current.borrow_mut()[range.clone()].copy_from_slice(&bytes);
+                if fua {
+                    self.durable.borrow_mut()[range.clone()].copy_from_slice(&bytes);
+                    let sectors = range.start / SECTOR..range.end / SECTOR;
+                    self.unflushed.borrow_mut().retain(|s, _| !sectors.contains(s));
+                }
+                Ok(None)
+            }
+            Op::Flush => {
+                self.flushes.set(self.flushes.get() + 1);
+                if due(&self.fail_flush_in) {
+                    return failed("flush", 0);
+                }
+                self.durable.borrow_mut().clone_from(&self.current.borrow());
+                self.unflushed.borrow_mut().clear();
+                Ok(None)
+            }
+            Op::Deallocate { offset, len } => {
+                // Not zeros: whoever relies on the content of a freed block shall see it.
+                self.current.borrow_mut()[offset as usize..(offset + len) as usize].fill(0xdd);
+                self.durable.borrow_mut()[offset as usize..(offset + len) as usize].fill(0xdd);
+                Ok(None)
+            }
+        }
+    }
+}
+
+impl Bdev for TestDev {
+    fn identify(&self) -> &Identify {
+        &self.identify
+    }
+
+    fn submit(&self, io: Io) {
+        let (state, ctx) = (self.state.clone(), self.ctx.clone());
+        // From now on a power cut may find it on the device, complete or not.
+        if let Op::Write { offset, data, .. } = &io.op {
+            let bytes: Vec<u8> = data.iter().flat_map(|s| s.iter().copied()).collect();
+            state.note(*offset, &bytes);
+        }
+        drop(self.ctx.spawn(async move {
+            let us = ctx.random_u64() % state.slow_us.get().max(1);
+            ctx.sleep(Duration::from_micros(us)).await;
+            let result = state.run(io.op);
+            io.done.send(result);
+        }));
+    }
+}

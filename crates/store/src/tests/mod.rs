@@ -1,0 +1,9 @@
+//! Tests of the whole engine, on virtual time, over a device that loses power.
+
+mod dev;
+mod rig;
+
+mod crash;
+mod damage;
+mod model;
+mod write_path;

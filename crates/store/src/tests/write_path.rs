@@ -1,0 +1,200 @@
+//! One request at a time: what a caller sees.
+
+use super::rig::{CHUNK, Rig, fid, pattern, run};
+use crate::{CobAttrs, CtgOp, StoreError, TxClass};
+use cobalt_base::SessionId;
+
+#[test]
+fn what_is_put_is_read_overwritten_and_survives_a_restart() {
+    run(1, async |ctx| {
+        let rig = Rig::new(&ctx).await;
+        let (a, b) = (pattern(1, 5 * CHUNK + 100), pattern(2, 2 * CHUNK));
+        rig.put(fid(1, 1), 0, &a).await.unwrap();
+        assert_eq!(rig.read(fid(1, 1), 0, a.len()).await.unwrap(), a);
+        rig.put(fid(1, 1), CHUNK as u64, &b).await.unwrap();
+        let mut want = a.clone();
+        want[CHUNK..3 * CHUNK].copy_from_slice(&b);
+        assert_eq!(rig.read(fid(1, 1), 0, a.len()).await.unwrap(), want);
+        assert_eq!(rig.read(fid(1, 1), 2 * CHUNK as u64, CHUNK).await.unwrap(), want[2 * CHUNK..3 * CHUNK]);
+        let info = rig.store.cob_stat(fid(1, 1)).await.unwrap().unwrap();
+        assert_eq!((info.size, info.allocated), (a.len() as u64, 6 * CHUNK as u64));
+        rig.settle().await;
+        assert_eq!(rig.store.space().used, 6 * CHUNK as u64, "overwritten blocks came back");
+        let rig = rig.crash(0).await;
+        assert_eq!(rig.read(fid(1, 1), 0, a.len()).await.unwrap(), want);
+        rig.store.close().await.unwrap();
+        assert!(matches!(rig.put(fid(1, 2), 0, &b).await, Err(StoreError::Closed)));
+        let rig = rig.boot((rig.meta.current(), rig.data.current())).await.unwrap();
+        assert_eq!(rig.read(fid(1, 1), 0, a.len()).await.unwrap(), want);
+        assert_eq!(rig.store.status().cobs, 1);
+        assert_eq!(rig.store.counters().apply_misses, 0);
+    });
+}
+
+#[test]
+fn a_hole_is_missing_and_never_zeros() {
+    run(2, async |ctx| {
+        let rig = Rig::new(&ctx).await;
+        rig.put(fid(1, 1), 0, &pattern(1, CHUNK)).await.unwrap();
+        rig.put(fid(1, 1), 2 * CHUNK as u64, &pattern(2, CHUNK)).await.unwrap();
+        let hole = rig.read(fid(1, 1), 0, 3 * CHUNK).await;
+        assert_eq!(hole, Err(StoreError::Missing { fid: fid(1, 1), offset: CHUNK as u64 }));
+        let beyond = rig.read(fid(1, 1), 2 * CHUNK as u64, 2 * CHUNK).await;
+        assert_eq!(beyond, Err(StoreError::Missing { fid: fid(1, 1), offset: 3 * CHUNK as u64 }));
+        assert!(matches!(rig.read(fid(1, 9), 0, CHUNK).await, Err(StoreError::Missing { .. })));
+    });
+}
+
+#[test]
+fn a_full_target_refuses_before_data_moves_and_can_be_emptied() {
+    run(3, async |ctx| {
+        let rig = Rig::new(&ctx).await;
+        let start = rig.store.space();
+        let unit = pattern(3, 16 * CHUNK);
+        let mut count = 0;
+        let refused = loop {
+            match rig.put(fid(1, count), 0, &unit).await {
+                Ok(_) => count += 1,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(refused, StoreError::NoSpace { bytes: unit.len() as u64 });
+        assert_eq!(rig.store.space().free, 0, "every block was handed out");
+        assert_eq!(count * unit.len() as u64, start.total);
+        let writes = rig.data.writes.get();
+        assert!(rig.put(fid(2, 1), 0, &unit[..1]).await.is_err());
+        assert_eq!(rig.data.writes.get(), writes, "refused before the data moved");
+        rig.store.cob_delete(fid(1, 0)).await.unwrap();
+        rig.put(fid(2, 2), 0, &unit).await.unwrap();
+        for i in 0..count {
+            rig.store.cob_delete(fid(1, i)).await.unwrap();
+        }
+        rig.store.cob_delete(fid(2, 2)).await.unwrap();
+        rig.settle().await;
+        assert_eq!(rig.store.space(), start, "space returns exactly");
+        rig.assert_clean("emptied").await;
+        let rig = rig.crash(0).await;
+        assert_eq!(rig.store.space(), start);
+    });
+}
+
+#[test]
+fn a_dropped_transaction_leaves_no_trace() {
+    run(4, async |ctx| {
+        let rig = Rig::new(&ctx).await;
+        let start = rig.store.space();
+        let attrs = CobAttrs { chunk_size: CHUNK as u32, incarnation: 7 };
+        let mut tx = rig.store.tx_open(TxClass::Write, 65_536).await.unwrap();
+        let cob = rig.store.cob_lookup(&mut tx, fid(1, 1), attrs).await.unwrap();
+        let extents = rig.store.balloc(&mut tx, 65_536).await.unwrap();
+        rig.store.extmap(&mut tx, &cob, 0, 65_536, &extents, &[0; 16]).await.unwrap();
+        assert_eq!(rig.store.space().reserved, 65_536);
+        let sealed = rig.store.tx_close(tx);
+        drop(sealed);
+        assert_eq!(rig.store.space(), start);
+        assert!(rig.store.cob_stat(fid(1, 1)).await.unwrap().is_none());
+    });
+}
+
+#[test]
+fn a_dropped_write_holds_its_blocks_until_the_device_is_done() {
+    run(5, async |ctx| {
+        let rig = Rig::new(&ctx).await;
+        rig.data.slow_us.set(1_000_000);
+        let start = rig.store.space();
+        let bytes = pattern(1, 16 * CHUNK);
+        let gone = ctx.timeout(std::time::Duration::from_micros(300), rig.put(fid(1, 1), 0, &bytes)).await;
+        assert!(gone.is_err(), "the writer gave up");
+        assert_eq!(rig.store.space().reserved, 65_536, "the device may still write there");
+        ctx.sleep(std::time::Duration::from_secs(3)).await;
+        assert_eq!(rig.store.space(), start);
+    });
+}
+
+#[test]
+fn a_fence_refuses_late_writes_and_a_tombstone_too() {
+    run(6, async |ctx| {
+        let rig = Rig::new(&ctx).await;
+        let bytes = pattern(1, CHUNK);
+        rig.put(fid(5, 1), 0, &bytes).await.unwrap();
+        rig.store.cob_delete(fid(5, 1)).await.unwrap();
+        rig.store.cob_delete(fid(5, 2)).await.unwrap();
+        assert_eq!(rig.put(fid(5, 1), 0, &bytes).await, Err(StoreError::Deleted(fid(5, 1))));
+        assert_eq!(rig.put(fid(5, 2), 0, &bytes).await, Err(StoreError::Deleted(fid(5, 2))));
+        let rig = rig.crash(0).await;
+        assert_eq!(rig.put(fid(5, 2), 0, &bytes).await, Err(StoreError::Deleted(fid(5, 2))));
+        // A write that is past its look-up when the fence comes is refused when it takes its lsn.
+        let attrs = CobAttrs { chunk_size: CHUNK as u32, incarnation: 7 };
+        let mut tx = rig.store.tx_open(TxClass::Write, 4096).await.unwrap();
+        let cob = rig.store.cob_lookup(&mut tx, fid(5, 3), attrs).await.unwrap();
+        let extents = rig.store.balloc(&mut tx, 4096).await.unwrap();
+        let crc = cobalt_base::checksum::crc32c(&bytes);
+        rig.store.extmap(&mut tx, &cob, 0, 4096, &extents, &[crc]).await.unwrap();
+        let sealed = rig.store.tx_close(tx);
+        let stable = rig.store.data_write(&sealed, &[rig.slice(&bytes)]).await.unwrap();
+        rig.store.fence(SessionId(5)).await.unwrap();
+        let late = rig.store.commit(sealed, stable).await;
+        assert_eq!(late, Err(StoreError::Fenced(SessionId(5))));
+        rig.settle().await;
+        assert_eq!(rig.store.space().used, 0);
+        for session in [4, 6, 5, 9] {
+            rig.store.fence(SessionId(session)).await.unwrap();
+        }
+        let rig = rig.crash(0).await;
+        for session in [4, 5, 6, 9] {
+            let refused = rig.put(fid(session, 77), 0, &bytes).await;
+            assert_eq!(refused, Err(StoreError::Fenced(SessionId(session))));
+        }
+        rig.put(fid(7, 1), 0, &bytes).await.unwrap();
+    });
+}
+
+#[test]
+fn another_incarnation_is_refused() {
+    run(7, async |ctx| {
+        let rig = Rig::new(&ctx).await;
+        rig.put(fid(1, 1), 0, &pattern(1, CHUNK)).await.unwrap();
+        let mut tx = rig.store.tx_open(TxClass::Write, 4096).await.unwrap();
+        let attrs = CobAttrs { chunk_size: CHUNK as u32, incarnation: 8 };
+        let found = rig.store.cob_lookup(&mut tx, fid(1, 1), attrs).await.map(|_| ());
+        assert_eq!(found, Err(StoreError::Incarnation { have: 7, want: 8 }));
+    });
+}
+
+#[test]
+fn conditions_of_one_group_see_each_other() {
+    run(8, async |ctx| {
+        let rig = Rig::new(&ctx).await;
+        // Ten create-if-absent of one key at the same moment: one wins, whatever the order.
+        let tasks: Vec<_> = (0..10u8)
+            .map(|i| {
+                let ctg = rig.store.ctg();
+                ctx.spawn(async move {
+                    let decide = move |view: &crate::CtgView| {
+                        if view.get(3, b"key")?.is_some() {
+                            return Ok((Vec::new(), false));
+                        }
+                        let op = CtgOp::Put { ctg: 3, key: b"key".to_vec(), value: vec![i] };
+                        Ok((vec![op], true))
+                    };
+                    (i, ctg.transact(decide).await.unwrap())
+                })
+            })
+            .collect();
+        let mut winners = Vec::new();
+        for task in tasks {
+            let (i, (won, lsn)) = task.await;
+            assert!(lsn <= rig.store.ctg().applied(), "an answer is durable and applied");
+            if won {
+                winners.push(i);
+            }
+        }
+        assert_eq!(winners.len(), 1);
+        assert!(rig.store.counters().groups < 12, "they shared groups");
+        assert_eq!(rig.store.ctg().get(3, b"key").await.unwrap(), Some(winners.clone()));
+        assert_eq!(rig.store.ctg().get(4, b"key").await.unwrap(), None);
+        let rig = rig.crash(0).await;
+        let all = rig.store.ctg().scan(3, b"", None, 10).await.unwrap();
+        assert_eq!(all, vec![(b"key".to_vec(), winners)]);
+    });
+}
