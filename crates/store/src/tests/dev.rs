@@ -66,7 +66,7 @@ impl State {
         for (i, (sector, versions)) in self.unflushed.borrow().iter().enumerate() {
             // Runs of sectors live and die together in mode 2; each one alone in the others.
             if mode != 2 || i % 8 == 0 {
-                keep = mode == 1 || (mode > 1 && ctx.random_u64() % 2 == 0);
+                keep = mode == 1 || (mode > 1 && ctx.random_u64().is_multiple_of(2));
             }
             if !keep {
                 continue;
