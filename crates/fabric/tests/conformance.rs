@@ -424,3 +424,66 @@ fn a_full_arena_holds_up_the_pull_and_not_the_connection() {
         check(&pull.await.unwrap(), 0, 1 << 20, 3);
     });
 }
+
+/// Pulls and pushes of all sizes at once, many given up half way, through an arena that is too small for them all.
+#[test]
+fn a_crowd_with_little_memory_gets_through() {
+    everywhere(|w| async move {
+        let (client, server) = w.pair().await;
+        let source = w.bytes(5 << 20, 3);
+        let mut held = Vec::new();
+        while w.arena.stats().in_use < 56 << 20 {
+            held.push(w.arena.try_alloc(1 << 20).unwrap());
+        }
+        let tasks: Vec<_> = (0..24_u64)
+            .map(|task| {
+                let (w, client, server, source) = (w.clone(), client.clone(), server.clone(), source.clone());
+                w.ctx.clone().spawn(async move {
+                    let mut whole = 0;
+                    for _ in 0..20 {
+                        let len = (w.ctx.random_u64() % (5 << 20)) as usize;
+                        let give_up = Duration::from_micros(w.ctx.random_u64() % 20_000);
+                        let patience = if task % 3 == 0 { give_up } else { Duration::from_secs(20) };
+                        let data: Vec<Slice> = cut(&source, len);
+                        if w.ctx.random_u64() % 2 == 0 {
+                            let loan = client.lend(data).unwrap();
+                            let got = w.ctx.timeout(patience, server.get(loan.desc(), 0, len as u64)).await;
+                            if let Ok(got) = got {
+                                assert_eq!(crc(&got.unwrap()), crc(&cut(&source, len)));
+                                whole += 1;
+                            }
+                        } else {
+                            let moved = w.ctx.timeout(patience, async {
+                                let room = client.lend_room(len).await.unwrap();
+                                server.put(room.desc(), 0, data).await.unwrap();
+                                room.take()
+                            });
+                            if let Ok(got) = moved.await {
+                                assert_eq!(crc(&got), crc(&cut(&source, len)));
+                                whole += 1;
+                            }
+                        }
+                    }
+                    assert!(task % 3 == 0 || whole == 20, "{whole} of 20");
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await;
+        }
+        drop((held, source));
+        w.settle().await;
+        assert_eq!(w.arena.stats().in_use, 0);
+    });
+}
+
+fn cut(data: &[Slice], len: usize) -> Vec<Slice> {
+    let whole = data.iter().take(len >> 20).cloned();
+    let rest = len % (1 << 20);
+    whole.chain((rest > 0).then(|| data[len >> 20].slice(0..rest))).collect()
+}
+
+fn crc(data: &[Slice]) -> (usize, u32) {
+    let all: Vec<u8> = data.iter().flat_map(|s| s.iter().copied()).collect();
+    (all.len(), cobalt_base::checksum::crc32c(&all))
+}
