@@ -184,6 +184,27 @@ fn only_one_at_a_time_has_a_device() {
 }
 
 #[test]
+fn another_process_that_holds_a_device_is_named_until_it_is_killed() {
+    at(|p| async move {
+        drop(p.open("file:{}/t0?size=1MiB", CREATE).await.unwrap());
+        let mut holder = std::process::Command::new("flock");
+        holder.arg("--no-fork").arg(p.dir.path().join("t0")).args(["sh", "-c", "echo held; exec sleep 600"]);
+        let Ok(mut holder) = holder.stdout(std::process::Stdio::piped()).spawn() else {
+            let _ = writeln!(std::io::stderr(), "skipped: there is no flock(1)");
+            return;
+        };
+        let mut word = [0; 4];
+        std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut word).unwrap();
+        let error = p.fails("file:{}/t0?size=1MiB", OPEN).await;
+        assert!(error.contains(&format!("is held by process {} (", holder.id())), "{error}");
+        holder.kill().unwrap(); // Nobody waits for it to be gone: opening does.
+        let patient = OpenMode { lock_wait: Duration::from_secs(10), ..OPEN };
+        p.open("file:{}/t0?size=1MiB", patient).await.unwrap();
+        holder.wait().unwrap();
+    });
+}
+
+#[test]
 fn a_file_cut_while_open_is_an_error_of_the_device() {
     for engine in [Engine::Auto, Engine::Threads] {
         at(move |p| async move {

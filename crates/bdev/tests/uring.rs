@@ -117,6 +117,27 @@ fn more_than_the_ring_holds_is_taken_in_turn() {
 }
 
 #[test]
+fn what_was_submitted_is_finished_before_the_memory_goes() {
+    on_ring("drained", |ctx, arena, device| async move {
+        let mut buf = arena.try_alloc(4 << 20).unwrap();
+        buf.fill(0x5a);
+        let (data, own) = (buf.freeze(), device.clone());
+        let write = ctx.spawn(async move { own.write(0, smallvec![data], false).await });
+        ctx.yield_now().await;
+        write.abort();
+        assert_eq!((device.in_flight(), arena.stats().in_use), (1, 4 << 20));
+        let path = device.identify().backend.split(' ').nth(2).unwrap().trim_end_matches(',').to_owned();
+        drop(device);
+        assert_eq!(arena.stats().in_use, 0);
+        let bytes = std::fs::read(path).unwrap();
+        assert!(
+            bytes[..4 << 20].iter().all(|b| *b == 0x5a),
+            "the kernel read the memory while it was the write's"
+        );
+    });
+}
+
+#[test]
 fn an_idle_device_costs_nothing() {
     on_ring("idle", |ctx, _, device| async move {
         let before = ctx.stats().turns;

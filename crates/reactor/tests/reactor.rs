@@ -277,7 +277,7 @@ fn a_wake_from_another_thread_ends_the_sleep() {
             });
             reactor.stats()
         });
-        for i in 0..2000 {
+        for i in 0..200 {
             ask.send(i).await.unwrap();
             assert_eq!(answered.recv().await, Some(i + 1));
         }
@@ -290,10 +290,104 @@ fn a_wake_from_another_thread_ends_the_sleep() {
     });
 }
 
+/// How long the tests that look for a rare moment go on.
+const AT_MOST: Duration = Duration::from_millis(500);
+
+/// Turns of a spin loop, as many as `n` says: moves one thread's moment across the other's.
+fn spin(n: u64) {
+    for _ in 0..n {
+        std::hint::spin_loop();
+    }
+}
+
+#[test]
+fn no_moment_of_falling_asleep_misses_a_wake() {
+    let reactor = adaptive(Duration::ZERO);
+    let ctx = reactor.ctx();
+    reactor.block_on(async move {
+        let (ask, mut asked) = mailbox::<u64>(1);
+        let (answer, mut answered) = mailbox::<u64>(1);
+        let echo = thread(move || {
+            adaptive(Duration::from_micros(50)).block_on(async move {
+                while let Some(value) = asked.recv().await {
+                    spin(value % 300);
+                    answer.send(value).await.unwrap();
+                }
+            });
+        });
+        for i in (0..10_000).take_while(|_| ctx.now() < Nanos(0) + AT_MOST) {
+            ask.send(i).await.unwrap();
+            // The timer is far away, and real: it ends the test where a wake is missed.
+            let got = ctx.timeout(Duration::from_secs(20), answered.recv()).await;
+            assert_eq!(got, Ok(Some(i)), "the wake of round {i} was missed");
+        }
+        drop(ask);
+        echo.join().unwrap();
+    });
+}
+
+/// Has another thread send in the very moment in which the reactor goes to sleep.
+struct LastMoment(RefCell<Option<mailbox::Sender<u8>>>);
+
+impl Poller for LastMoment {
+    fn poll(&self) -> bool {
+        false
+    }
+    fn arm(&self) -> Park {
+        if let Some(sender) = self.0.take() {
+            thread(move || sender.try_send(9).unwrap()).join().unwrap();
+        }
+        Park::Idle
+    }
+}
+
+#[test]
+fn what_comes_while_falling_asleep_is_seen_before_the_sleep() {
+    let reactor = adaptive(Duration::ZERO);
+    let ctx = reactor.ctx();
+    reactor.block_on(async move {
+        let (sender, mut receiver) = mailbox(1);
+        let poller = Rc::new(LastMoment(RefCell::new(Some(sender))));
+        let weak: Weak<dyn Poller> = Rc::<LastMoment>::downgrade(&poller);
+        ctx.add_poller(weak);
+        assert_eq!(ctx.timeout(Duration::from_secs(20), receiver.recv()).await, Ok(Some(9)));
+        assert!(ctx.now() < Nanos(0) + Duration::from_secs(10), "it slept until the timer");
+    });
+}
+
+#[test]
+fn no_moment_of_joining_the_line_misses_room() {
+    let reactor = adaptive(Duration::from_millis(1));
+    let (sender, mut receiver) = mailbox::<u64>(1);
+    let sending = thread(move || {
+        let reactor = adaptive(Duration::from_millis(1));
+        let ctx = reactor.ctx();
+        reactor.block_on(async move {
+            let mut sent = 0;
+            while sent < 30_000 && ctx.now() < Nanos(0) + AT_MOST {
+                let room = ctx.timeout(Duration::from_secs(20), sender.send(sent)).await;
+                assert_eq!(room, Ok(Ok(())), "the room for message {sent} was missed");
+                sent += 1;
+            }
+            sent
+        })
+    });
+    let got = reactor.block_on(async move {
+        let mut got = 0;
+        while let Some(value) = receiver.recv().await {
+            assert_eq!(value, got);
+            got += 1;
+            spin(value % 300);
+        }
+        got
+    });
+    assert_eq!(sending.join().unwrap(), got);
+}
+
 #[test]
 fn no_message_of_many_threads_is_missed() {
     const SENDERS: u64 = 4;
-    const EACH: u64 = 5000;
+    const EACH: u64 = 1000;
     let reactor = adaptive(Duration::from_micros(1));
     let (sender, mut receiver) = mailbox::<u64>(3); // Full nearly always: senders wait, and are woken.
     let threads: Vec<_> = (0..SENDERS)
