@@ -84,6 +84,11 @@ impl Rig {
         Ok(Rig { ctx: ctx.clone(), scope, arena, meta, data, regions, store, limits })
     }
 
+    /// For tasks that die with the target.
+    pub fn scope_ctx(&self) -> Ctx {
+        self.scope.ctx()
+    }
+
     /// Pulls the plug, and returns what the devices hold then.
     pub fn cut(&self, mode: u64) -> (Vec<u8>, Vec<u8>) {
         self.scope.kill();
