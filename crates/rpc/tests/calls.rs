@@ -8,7 +8,7 @@ use cobalt_rpc::{CallError, Lend, PeerLimits, PeerState, Refusal, ServerLimits};
 use std::time::Duration;
 use world::{
     Big, Echo, Fetch, No, Refuse, Silent, Slow, SlowStore, Store, Unknown, World, auth, bytes, everywhere,
-    locally, sum,
+    locally, over_tcp, sum,
 };
 
 #[test]
@@ -197,6 +197,20 @@ fn an_idle_connection_stays_and_a_closed_peer_says_so() {
         let closed = peer.call(&Echo(vec![]), Lend::None, w.after(1000)).await.unwrap_err();
         assert!(matches!(closed, CallError::Unreachable { .. }));
         assert_eq!(peer.status().state, PeerState::Closed);
+    });
+}
+
+#[test]
+fn an_idle_connection_lets_the_reactor_sleep() {
+    over_tcp(|w| async move {
+        let (_server, addr) = w.server().await;
+        let peer = w.peer(&addr);
+        assert!(peer.call(&Echo(vec![1]), Lend::None, w.after(5000)).await.is_ok());
+        let before = w.ctx.stats();
+        w.ctx.sleep(Duration::from_millis(500)).await;
+        let after = w.ctx.stats();
+        assert!(after.turns - before.turns < 2000, "{} turns in half a second", after.turns - before.turns);
+        assert!((1..50).contains(&(after.parks - before.parks)));
     });
 }
 
