@@ -309,3 +309,69 @@ fn decode_root(disk: &DiskRoot, geometry: &Geometry, generation: u64) -> Result<
         && (1..=crate::tree::limits::HEIGHT_MAX).contains(&root.height);
     if empty || sound { Ok(root) } else { Err(format!("root {root:?} is out of range")) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{BitmapRef, Disk, JournalPosition, NodeRef, Root, SEED, Superblock, Verdict, encode, parse};
+    use crate::geometry::{Geometry, JOURNAL_LEN_MIN};
+    use cobalt_base::{Lsn, checksum::xxh3};
+    use uuid::Uuid;
+    use zerocopy::little_endian::{U32, U64};
+    use zerocopy::{FromBytes, IntoBytes};
+
+    const LEN: u64 = 8 << 20;
+
+    fn superblock() -> Superblock {
+        let geometry = Geometry::plan(LEN, 4096, JOURNAL_LEN_MIN).unwrap();
+        let root = |block| Root { node: NodeRef { block, generation: 3, checksum: 5 }, height: 2 };
+        Superblock {
+            target: Uuid::from_u128(1),
+            cluster: Uuid::from_u128(2),
+            name: "nvme-7 \u{e9}tage".into(),
+            generation: 8,
+            mount_epoch: 2,
+            epoch_start: Lsn(40),
+            checkpoint_lsn: Lsn(77),
+            journal: JournalPosition { offset: 8192, chain: 0xfeed },
+            roots: [root(1), Root::default(), root(9), root(4)],
+            bitmap: BitmapRef { area: 1, len: geometry.bitmap_len, checksum: 6 },
+            geometry,
+            data_blocks: 500,
+            data_free: 499,
+        }
+    }
+
+    fn resealed(mut disk: Disk) -> Vec<u8> {
+        disk.checksum = U64::ZERO;
+        disk.checksum = xxh3(SEED, disk.as_bytes()).into();
+        disk.as_bytes().to_vec()
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let sb = superblock();
+        assert_eq!(parse(encode(&sb).as_bytes(), LEN, 0), Verdict::Valid(Box::new(sb)));
+    }
+
+    #[test]
+    fn a_newer_format_is_told_from_rot() {
+        let mut disk = *encode(&superblock());
+        disk.version = U32::new(2);
+        assert_eq!(parse(&resealed(disk), LEN, 0), Verdict::Newer(2));
+    }
+
+    #[test]
+    fn nonsense_under_a_right_checksum_is_a_verdict_and_no_panic() {
+        let image = encode(&superblock()).as_bytes().to_vec();
+        let mut rejected = 0;
+        for at in 0..400 {
+            for flip in [0x01, 0x80, 0xff] {
+                let mut bad = image.clone();
+                bad[at] ^= flip;
+                let bad = resealed(Disk::read_from_bytes(&bad).unwrap());
+                rejected += usize::from(!matches!(parse(&bad, LEN, 0), Verdict::Valid(_)));
+            }
+        }
+        assert!(rejected > 300, "{rejected}");
+    }
+}

@@ -158,7 +158,7 @@ impl Forest {
     pub async fn load(&self, miss: Miss) -> Result<(), MetaError> {
         let Want::Node { tree, node, level } = miss.0 else { return Err(MetaError::Full) };
         let shared = &self.0;
-        if shared.inner.borrow().cache.peek(node.block).is_some() {
+        if !shared.wants(node.block) {
             return Ok(());
         }
         let running = shared.loading.borrow().get(&node.block).cloned();
@@ -171,7 +171,11 @@ impl Forest {
         let _loading = Loading { shared, block: node.block };
         let expect =
             Expect { seed: shared.seed, tree, level, node, node_blocks: shared.geometry.node_blocks };
-        let node = read_node(&shared.meta, &shared.arena, &shared.geometry, &expect).await?;
+        let read = read_node(&shared.meta, &shared.arena, &shared.geometry, &expect).await;
+        if !shared.wants(node.block) {
+            return Ok(());
+        }
+        let node = read?;
         let mut inner = shared.inner.borrow_mut();
         inner.cache.stats.reads += 1;
         inner.cache.insert_clean(node);
@@ -218,6 +222,14 @@ impl Forest {
     /// The generation that changes belong to now.
     pub fn generation(&self) -> u64 {
         self.0.inner.borrow().generation
+    }
+}
+
+impl Shared {
+    /// Whether a load of the block is of use: the trees refer to it and it is not here yet.
+    fn wants(&self, block: u64) -> bool {
+        let inner = self.inner.borrow();
+        inner.space.is_live(block) && inner.cache.peek(block).is_none()
     }
 }
 

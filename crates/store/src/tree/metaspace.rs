@@ -73,6 +73,10 @@ impl Metaspace {
         bytes
     }
 
+    pub fn blocks(&self) -> u64 {
+        self.blocks
+    }
+
     pub fn free(&self) -> u64 {
         self.free
     }

@@ -78,6 +78,13 @@ pub struct Root {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Miss(pub(crate) Want);
 
+impl Miss {
+    /// Whether free node blocks are missing, and not a node: a load cannot help, a checkpoint may.
+    pub fn is_space(&self) -> bool {
+        self.0 == Want::Space
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Want {
     /// A node, expected at a level (leaves are 0) of a tree.

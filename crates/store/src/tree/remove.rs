@@ -147,7 +147,8 @@ impl Inner {
             if self.cache.node(leaf.at).count() > 0 {
                 continue;
             }
-            let kept = self.check_space().is_err() || {
+            // Not out of the blocks that admission counts on.
+            let kept = self.space.free() < self.space.blocks() / 4 || {
                 self.own_path(tree, &path);
                 !self.unlink(tree, path)
             };
