@@ -65,7 +65,10 @@ pub(crate) struct Kept {
 
 /// Decides over all records found in the ring, by ring offset.
 pub(crate) fn decide(anchor: Anchor, ring: u64, found: &[Found]) -> Result<Kept, Stop> {
-    let void = |h: &Header| h.epoch < anchor.epoch && h.first >= anchor.epoch_start;
+    // An empty record that the last mount kept at the end of the older epoch has the lsn where the new one starts,
+    // and the new one's first record is chained to it.
+    let beyond = |h: &Header| h.first >= anchor.epoch_start + u64::from(h.count == 0);
+    let void = |h: &Header| h.epoch < anchor.epoch && beyond(h);
     let at = |offset: u64| {
         let i = found.binary_search_by_key(&offset, |f| f.header.offset).ok()?;
         Some(&found[i])
@@ -241,6 +244,19 @@ mod tests {
         let anchor = Anchor { epoch: 2, epoch_start: 4, ..anchor() };
         let kept = decide(anchor, RING, &found).expect("void records are not loss");
         assert_eq!((kept.next_lsn, kept.records.len(), kept.dropped), (4, 3, 2));
+    }
+
+    #[test]
+    fn an_empty_record_at_the_end_of_the_older_epoch_stays() {
+        let mut found = ring(5);
+        // The mount after a crash kept lsn 1..=3 and an empty record, which has no lsn of its own.
+        found[3].header.count = 0;
+        found[4].header.first = 4;
+        found[4].header.epoch = 2;
+        found[4].header.durable = 3;
+        let anchor = Anchor { epoch: 2, epoch_start: 4, ..anchor() };
+        let kept = decide(anchor, RING, &found).expect("the new epoch's record is chained to the empty one");
+        assert_eq!((kept.next_lsn, kept.records.len(), kept.dropped), (5, 5, 0));
     }
 
     #[test]
