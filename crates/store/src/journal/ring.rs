@@ -55,6 +55,7 @@ pub(crate) struct Journal {
     pub(crate) short: Notify,
     /// The record buffer; kept, so that a full arena cannot stop the journal.
     buf: RefCell<Option<Buf>>,
+    payload_max: usize,
     pub(crate) writes: Cell<u64>,
     pub(crate) bytes: Cell<u64>,
 }
@@ -82,6 +83,7 @@ impl Journal {
     ) -> Journal {
         let want = record::record_len(limits.group_bytes as usize + limits.ctg_tx as usize + TX_MAX);
         let buf = arena.alloc((want.min(start.len / 2) as usize).min(BUF_MAX)).await;
+        let payload_max = buf.len() / BLOCK_SIZE as usize * BLOCK_SIZE as usize - HEADER_LEN;
         Journal {
             meta: meta.clone(),
             arena: arena.clone(),
@@ -102,6 +104,7 @@ impl Journal {
             room: Notify::default(),
             short: Notify::default(),
             buf: RefCell::new(Some(buf)),
+            payload_max,
             writes: Cell::new(0),
             bytes: Cell::new(0),
         }
@@ -122,10 +125,9 @@ impl Journal {
         self.waiting.get() > 0
     }
 
-    /// Payload bytes that fit the record buffer.
+    /// Payload bytes that fit the record buffer, also while it is on its way to the device.
     pub(crate) fn payload_max(&self) -> usize {
-        let buf = self.buf.borrow().as_ref().map_or(BLOCK_SIZE as usize, |b| b.len());
-        buf / BLOCK_SIZE as usize * BLOCK_SIZE as usize - HEADER_LEN
+        self.payload_max
     }
 
     /// Position of the next record, as the superblock keeps it.
