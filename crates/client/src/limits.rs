@@ -42,6 +42,8 @@ pub struct Limits {
     pub retry_max: Duration,
     /// How long a target that did not answer is taken for down.
     pub down_for: Duration,
+    /// The same, at most, for one that stays silent again and again.
+    pub down_max: Duration,
     /// Between two heartbeats of the session.
     pub heartbeat: Duration,
     /// Between two looks at the pool and its targets.
@@ -73,6 +75,7 @@ impl Default for Limits {
             retry_min: Duration::from_millis(5),
             retry_max: Duration::from_millis(500),
             down_for: Duration::from_secs(1),
+            down_max: Duration::from_secs(16),
             heartbeat: Duration::from_secs(1),
             pool_refresh: Duration::from_secs(1),
             get_age: Duration::from_secs(3600),

@@ -3,14 +3,15 @@
 use crate::client::Core;
 use crate::{ClientError, PeerConfig, cas};
 use cobalt_base::Nanos;
-use cobalt_rpc::Lend;
 use cobalt_rpc::proto::cas::{Answer, Query};
 use cobalt_rpc::proto::ios::{ListTargets, TargetRow};
 use cobalt_rpc::proto::record::{PoolMap, PoolTarget};
+use cobalt_rpc::{CallError, Lend};
 use futures::future::join_all;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
+use std::time::Duration;
 use uuid::Uuid;
 
 /// Versions of the pool, and what is known of the targets.
@@ -19,8 +20,15 @@ pub(crate) struct Pool {
     maps: RefCell<BTreeMap<u32, Rc<PoolMap>>>,
     /// What each process said of its targets last; an error when it did not answer.
     rows: RefCell<HashMap<String, Result<Vec<TargetRow>, String>>>,
-    /// Targets that did not do their work: until when, and why.
-    down: RefCell<HashMap<Uuid, (Nanos, String)>>,
+    down: RefCell<HashMap<Uuid, Down>>,
+}
+
+/// A target that did not do its work.
+struct Down {
+    until: Nanos,
+    why: String,
+    /// For how long it was taken for down the last time.
+    for_: Duration,
 }
 
 impl Pool {
@@ -59,10 +67,21 @@ impl Pool {
         Ok(())
     }
 
-    /// Takes a target for down for a while, so that not every unit waits for it.
-    pub(crate) fn mark_down(&self, core: &Core, target: Uuid, why: impl Into<String>) {
-        let until = core.ctx.now() + core.limits.down_for;
-        self.down.borrow_mut().insert(target, (until, why.into()));
+    /// Takes a target for down for a while, so that not every unit waits for it. One that does not answer at all costs a
+    /// deadline each time it is tried, so the while doubles; one that is refused at once costs nothing.
+    pub(crate) fn mark_down(&self, core: &Core, target: Uuid, trouble: Trouble, why: impl Into<String>) {
+        let mut down = self.down.borrow_mut();
+        let limits = &core.limits;
+        let for_ = match (trouble, down.get(&target)) {
+            (Trouble::Silent, Some(last)) => (last.for_ * 2).min(limits.down_max),
+            (Trouble::Silent | Trouble::Away, _) => limits.down_for,
+        };
+        down.insert(target, Down { until: core.ctx.now() + for_, why: why.into(), for_ });
+    }
+
+    /// A target did its work.
+    pub(crate) fn mark_up(&self, target: Uuid) {
+        self.down.borrow_mut().remove(&target);
     }
 
     /// Why `target` cannot be used now; `None` when nothing speaks against it.
@@ -71,10 +90,10 @@ impl Pool {
         if core.peer(&target.process).is_none() {
             return Some(named("the configuration does not name the process"));
         }
-        if let Some((until, why)) = self.down.borrow().get(&target.target)
-            && *until > core.ctx.now()
+        if let Some(down) = self.down.borrow().get(&target.target)
+            && down.until > core.ctx.now()
         {
-            return Some(named(why));
+            return Some(named(&down.why));
         }
         match self.rows.borrow().get(&target.process) {
             None => None,
@@ -110,6 +129,24 @@ impl Pool {
             targets.iter().any(|t| serves(t) && (unknown || self.trouble(core, t).is_some()))
         });
         join_all(doubtful.map(|peer| self.probe(core, peer))).await;
+    }
+}
+
+/// How a target is down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// It is known at once.
+    Away,
+    /// It is known after a deadline only.
+    Silent,
+}
+
+impl Trouble {
+    pub(crate) fn of<E: std::error::Error>(error: &CallError<E>) -> Trouble {
+        match error {
+            CallError::Deadline { .. } => Trouble::Silent,
+            _ => Trouble::Away,
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 use crate::ClientError;
 use crate::client::Core;
 use crate::layout::{Geometry, Piece, place};
+use crate::pool::Trouble;
 use cobalt_base::checksum::crc32c_chunks_of;
 use cobalt_dma::Slice;
 use cobalt_rpc::proto::ios::{self, IosError};
@@ -105,6 +106,7 @@ impl Reader<'_> {
         let matches =
             || crc32c_chunks_of(pushed.iter().map(|s| &s[..]), reply.chunk_size as usize) == reply.crcs;
         if sane && matches() {
+            self.core.pool.mark_up(target.target);
             self.core.count(|c| {
                 c.units_read += 1;
                 c.bytes_read += len;
@@ -133,7 +135,7 @@ impl Reader<'_> {
             error,
             CallError::Service(IosError::Busy) | CallError::Refused { refusal: Refusal::Busy, .. }
         ) {
-            self.core.pool.mark_down(self.core, target.target, error.to_string());
+            self.core.pool.mark_down(self.core, target.target, Trouble::of(error), error.to_string());
         }
         Hurt { damaged, what }
     }

@@ -3,6 +3,7 @@
 
 use crate::ClientError;
 use crate::client::Core;
+use crate::pool::Trouble;
 use cobalt_dma::Slice;
 use cobalt_reactor::Step;
 use cobalt_rpc::proto::ios::{self, IosError};
@@ -33,6 +34,7 @@ pub(crate) async fn write(core: &Core, unit: Unit) -> Result<(), ClientError> {
         let lend = Lend::Data(vec![data.clone()]);
         let error = match process.peer.call(&request, lend, attempt).await {
             Ok(_) => {
+                core.pool.mark_up(target.target);
                 core.count(|c| {
                     c.units_written += 1;
                     c.bytes_written += request.len;
@@ -43,13 +45,13 @@ pub(crate) async fn write(core: &Core, unit: Unit) -> Result<(), ClientError> {
         };
         match verdict(&error) {
             Verdict::Again => {}
-            Verdict::Down => core.pool.mark_down(core, target.target, error.to_string()),
+            Verdict::Down => core.pool.mark_down(core, target.target, Trouble::of(&error), error.to_string()),
             Verdict::Final(kind) => {
                 if let CallError::Service(IosError::Fenced(session)) = &error {
                     core.sessions.fenced(*session);
                 }
                 if kind == Final::Failed {
-                    core.pool.mark_down(core, target.target, error.to_string());
+                    core.pool.mark_down(core, target.target, Trouble::of(&error), error.to_string());
                 }
                 let what = error.to_string();
                 return Err(match kind {

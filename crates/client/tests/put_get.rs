@@ -155,6 +155,19 @@ fn a_target_that_hangs_is_read_around_and_not_waited_for_twice() {
         assert!(world.get("o").await.unwrap() == data);
         let took = world.ctx.now() - start;
         assert!(took < Duration::from_secs(4), "one deadline, not one per unit: {took:?}");
+        // It is tried again more and more rarely; what is read meanwhile does not wait.
+        let start = world.ctx.now();
+        for _ in 0..60 {
+            assert!(world.get("o").await.unwrap() == data);
+            world.pass(Duration::from_secs(1)).await;
+        }
+        let waited = world.ctx.now() - start - Duration::from_secs(60);
+        assert!(waited < Duration::from_secs(22), "{waited:?}");
+        *world.targets[1].mood.borrow_mut() = Mood::Well;
+        world.pass(Duration::from_secs(20)).await;
+        let before = world.client.counters().units_decoded;
+        assert!(world.get("o").await.unwrap() == data);
+        assert_eq!(world.client.counters().units_decoded, before, "it is used again");
     });
 }
 
