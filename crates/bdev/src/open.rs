@@ -80,7 +80,9 @@ pub enum OpenError {
     Memory { source: io::Error },
 }
 
-/// Opens the device that `uri` names. `arena` is the memory that most of its I/O will use.
+/// Opens the device that `uri` names. `arena` is the memory that most of its I/O will use. The device is
+/// served for as long as the scope of `ctx` lives. Files and block devices need a reactor on the
+/// system's clock: no virtual time passes while a real disk works.
 ///
 /// # Errors
 /// [`OpenError`].

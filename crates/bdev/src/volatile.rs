@@ -23,6 +23,8 @@ const SECTOR: u64 = 512;
 const PAUSE_MAX_US: u64 = 10_000;
 /// Most pieces written back early at a time.
 const EARLY_MAX: u64 = 8;
+/// Pause after a write-back that failed.
+const FAILURE_PAUSE: Duration = Duration::from_secs(1);
 /// Pieces that a flush writes back at the same time.
 const FLUSH_WIDTH: usize = 32;
 
@@ -286,6 +288,7 @@ impl State {
 
     /// What a real cache does by itself: writes this and that whenever it likes.
     async fn write_back_early(&self) {
+        let mut failing = false;
         loop {
             let dirtied = self.dirtied.notified();
             if self.overlay.borrow().is_empty() {
@@ -300,9 +303,13 @@ impl State {
                 };
                 if let Err(error) = done {
                     // Still held: the next flush tries again, and its caller hears of it.
-                    tracing::warn!(%error, "early write-back failed");
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::warn!(%error, "early write-back fails; the data stays in the volatile cache");
+                    }
+                    self.ctx.sleep(FAILURE_PAUSE).await;
                     break;
                 }
+                failing = false;
             }
         }
     }

@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test's helpers are tests, too")]
 
-use cobalt_bdev::{Bdev, Device, Identify, Io, MemBdev, Op, VolatileCache};
+use cobalt_bdev::{Bdev, Device, Identify, Io, IoError, MemBdev, Op, VolatileCache};
 use cobalt_dma::{Arena, ArenaConfig, Slice};
 use cobalt_reactor::{Ctx, Reactor};
 use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_oneof, proptest};
@@ -349,5 +349,49 @@ fn no_more_than_the_limit_is_held() {
         device.flush().await.unwrap();
         assert_eq!(cache.held(), 0);
         assert_eq!(device.counters().flushes, 1);
+    });
+}
+
+/// A device whose writes fail while `broken` says so.
+struct Fragile {
+    inner: Rc<Slow>,
+    broken: Rc<std::cell::Cell<bool>>,
+}
+
+impl Bdev for Fragile {
+    fn identify(&self) -> &Identify {
+        self.inner.identify()
+    }
+    fn submit(&self, io: Io) {
+        if self.broken.get() && matches!(io.op, Op::Write { .. }) {
+            return io.done.send(Err(IoError::HostFull { offset: 0, len: 1 }));
+        }
+        self.inner.submit(io);
+    }
+}
+
+#[test]
+fn what_cannot_be_written_back_stays_and_the_flush_says_so() {
+    let reactor = Reactor::new_virtual(5).unwrap();
+    let ctx = reactor.ctx();
+    reactor.block_on(async move {
+        let broken = Rc::new(std::cell::Cell::new(true));
+        let inner = Rc::new(Fragile { inner: Slow::new(&ctx), broken: broken.clone() });
+        let device = Device::new(Rc::new(VolatileCache::new(&ctx, inner.clone(), LIMIT).unwrap()));
+        let arena = Arena::new(ArenaConfig { limit: 4 << 20 }).unwrap();
+        let mut buf = arena.try_alloc(8192).unwrap();
+        buf.fill(6);
+        let data = buf.freeze();
+        device.write(0, smallvec![data.clone()], false).await.unwrap();
+        ctx.sleep(Duration::from_secs(60)).await;
+        assert!(device.flush().await.is_err());
+        assert!(device.write(0, smallvec![data.clone()], true).await.is_err(), "nor does a forced write");
+        let buf = device.read(0, arena.try_alloc(8192).unwrap()).await.unwrap();
+        assert!(buf.iter().all(|b| *b == 6), "reads still see it");
+        broken.set(false);
+        device.flush().await.unwrap();
+        drop(device);
+        let buf = inner.inner.device.read(0, arena.try_alloc(8192).unwrap()).await.unwrap();
+        assert!(buf.iter().all(|b| *b == 6));
     });
 }

@@ -49,10 +49,14 @@ impl Sleeper {
                 let fd = unsafe { BorrowedFd::borrow_raw(*fd) };
                 set.push(PollFd::new(fd, PollFlags::POLLIN));
             }
-            let _ = ppoll(&mut set, time.map(TimeSpec::from), None); // A signal is a wake-up like any other.
+            // A signal is a wake-up like any other.
+            let woken = ppoll(&mut set, time.map(TimeSpec::from), None).is_ok_and(|ready| ready > 0);
+            // Who took `parked` may write late: that ends the next sleep at once, and is read there.
+            if woken && set.first().and_then(PollFd::any).unwrap_or(false) {
+                let _ = self.event.read();
+            }
         }
         self.parked.store(false, Ordering::SeqCst);
-        let _ = self.event.read(); // Nothing there: the sleep ended otherwise.
     }
 }
 
