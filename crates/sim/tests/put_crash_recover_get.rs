@@ -222,12 +222,16 @@ async fn reckon(cluster: &mut SimCluster, ctx: &Ctx, book: &Book) {
         waited += 1;
         assert!(waited < 120, "the collector does not come to rest: {:?}", cas.status().await);
     }
+    let mut all = BTreeSet::new();
     for process in cluster.processes() {
         let store = process.store().unwrap();
         let cobs = store.cob_next(Fid::MIN, 1000).await.unwrap();
         let held: BTreeSet<Fid> = cobs.into_iter().map(|(fid, _)| fid).collect();
-        assert_eq!(held, named, "a target holds what nothing names, or lacks what is named");
+        assert!(held.is_subset(&named), "a target holds what nothing names: {held:?}, named is {named:?}");
+        all.extend(held);
     }
+    // A small object has no unit on some target, but it has one somewhere.
+    assert_eq!(all, named);
 }
 
 #[test]
