@@ -211,6 +211,14 @@ impl SimCluster {
         self.site.log.note(&self.site.ctx, "killed", &[]);
     }
 
+    /// Ends process `number` where it stands, with what its disks lose.
+    pub fn kill(&self, number: usize) {
+        let process = &self.processes[number];
+        process.kill();
+        process.power_cut();
+        self.site.log.note(&self.site.ctx, "killed", &[number as u64]);
+    }
+
     /// The storage processes.
     pub fn processes(&self) -> &[Process] {
         &self.processes

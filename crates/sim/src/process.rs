@@ -15,7 +15,9 @@ use cobalt_rpc::{
     Auth, Call, CallError, ClusterSecret, Identity, Lend, Peer, PeerLimits, Refusal, Request, Server,
     ServerLimits, Service,
 };
-use cobalt_store::{FormatOptions, Limits, OpenOptions, Region, Regions, Store, format};
+use cobalt_store::{
+    FormatOptions, FsckOptions, FsckReport, Limits, OpenOptions, Region, Regions, Store, format, fsck,
+};
 use futures::future::LocalBoxFuture;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -159,6 +161,19 @@ impl Process {
         server.listen(transport.listen(PeerAddr::Local(name(self.number))).await?);
         *self.running.borrow_mut() = Some(Running { scope, store, cas, _server: server });
         Ok(())
+    }
+
+    /// Checks its target, data too, while the process does not run.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn fsck(&self) -> Result<FsckReport, StartError> {
+        assert!(self.store().is_none(), "fsck is for targets that are not in use");
+        let scope = self.site.ctx.scope();
+        let options = FsckOptions { data: true, limits: self.site.store.clone() };
+        let report = fsck(&scope.ctx(), &self.regions(&scope), &Process::arena()?, &options).await?;
+        scope.kill();
+        Ok(report)
     }
 
     /// Cuts the power of its disks. What runs on finds them gone.

@@ -8,7 +8,7 @@ use cobalt_client::{ClientError, Handle};
 use cobalt_reactor::{Ctx, JoinHandle, Step};
 use cobalt_rpc::proto::cas::{CasError, Command, Condition, Outcome};
 use cobalt_rpc::proto::record::{Body, BucketRecord, ObjectMeta, ObjectRecord};
-use cobalt_sim::{SimCluster, SimOptions, simulate};
+use cobalt_sim::{PROCESSES, SimCluster, SimOptions, simulate};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::cell::RefCell;
@@ -93,11 +93,20 @@ async fn patiently<T, F: Future<Output = Result<T, ClientError>>>(
     call().await.expect("the cluster is up")
 }
 
+async fn create_bucket(ctx: &Ctx, handle: &Handle) -> BucketRecord {
+    let create = || Command::CreateBucket { name: "b".into(), owner: "me".into(), created: UnixMillis(0) };
+    match patiently(ctx, || handle.commit(create())).await {
+        Outcome::BucketCreated(bucket) => bucket,
+        other => panic!("{other:?}"),
+    }
+}
+
 /// What the writers know: per key the versions that were begun, and the last one that was acknowledged.
 #[derive(Clone, Default)]
 struct Book {
     begun: BTreeMap<String, Vec<(u64, usize)>>,
     acknowledged: BTreeMap<String, u64>,
+    acknowledgements: u64,
     next: u64,
 }
 
@@ -121,7 +130,11 @@ async fn writer(
             version
         };
         match put(&handle, &bucket, &key, version, &content(version, size)).await {
-            Ok(()) => drop(book.borrow_mut().acknowledged.insert(key.clone(), version)),
+            Ok(()) => {
+                let mut book = book.borrow_mut();
+                book.acknowledged.insert(key.clone(), version);
+                book.acknowledgements += 1;
+            }
             Err(_) => return,
         }
     }
@@ -148,18 +161,45 @@ async fn judge(handle: &Handle, ctx: &Ctx, book: &Book) -> BTreeSet<Fid> {
     named
 }
 
-/// One seed: writers, a power cut, recovery, and the reckoning. The event log's hash.
-fn run(seed: u64, step: Option<Step>) -> u64 {
+/// What a run saw, so that a test of nothing shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Seen {
+    /// Of the event log.
+    hash: u64,
+    acknowledged: u64,
+    /// Writes without an answer: there after all, and not.
+    there: u64,
+    absent: u64,
+    /// Cuts in the middle of the step that was asked for.
+    trapped: u64,
+}
+
+impl Seen {
+    fn add(&mut self, other: Seen) {
+        self.acknowledged += other.acknowledged;
+        self.there += other.there;
+        self.absent += other.absent;
+        self.trapped += other.trapped;
+    }
+}
+
+/// Every target is whole after a power cut, also before anybody recovered it.
+async fn check(cluster: &SimCluster) {
+    for process in cluster.processes() {
+        let report = process.fsck().await.unwrap();
+        assert!(!report.findings.iter().any(|finding| finding.fatal), "{:?}", report.findings);
+    }
+}
+
+/// One seed: writers, a power cut, recovery, and the reckoning.
+fn run(seed: u64, step: Option<Step>) -> Seen {
     simulate(seed, SimOptions::default(), move |mut cluster| async move {
         let ctx = cluster.ctx().clone();
         let mut rng = StdRng::seed_from_u64(seed ^ 0xc0ba);
         let mut handle = cluster.start_client();
-        let create =
-            || Command::CreateBucket { name: "b".into(), owner: "me".into(), created: UnixMillis(0) };
-        let Outcome::BucketCreated(bucket) = patiently(&ctx, || handle.commit(create())).await else {
-            panic!("no bucket")
-        };
+        let bucket = create_bucket(&ctx, &handle).await;
         let book = Rc::new(RefCell::new(Book::default()));
+        let mut seen = Seen::default();
         for round in 0..2 {
             let cut = cluster.cut();
             let news = cut.notified();
@@ -181,15 +221,18 @@ fn run(seed: u64, step: Option<Step>) -> u64 {
                 writers.push(ctx.spawn(writer));
             }
             // A step that does not come is as good as any other moment.
-            if ctx.timeout(Duration::from_secs(20), news).await.is_err() {
-                cluster.cut_now();
+            match ctx.timeout(Duration::from_secs(20), news).await {
+                Ok(()) => seen.trapped += 1,
+                Err(_) => cluster.cut_now(),
             }
             cluster.kill_all();
+            let before = book.borrow().clone();
             let client_dies = rng.random_bool(0.5);
             if client_dies {
                 cluster.kill_client();
             }
             ctx.sleep(Duration::from_millis(rng.random_range(0..500))).await;
+            check(&cluster).await;
             cluster.start_all().await.unwrap();
             if client_dies {
                 writers.iter().for_each(JoinHandle::abort);
@@ -203,12 +246,32 @@ fn run(seed: u64, step: Option<Step>) -> u64 {
             }
             let known = book.borrow().clone();
             judge(&handle, &ctx, &known).await;
+            if client_dies {
+                seen.add(unanswered(&handle, &ctx, &before).await);
+            }
             cluster.log().note(&ctx, "judged", &[round, known.acknowledged.values().sum()]);
         }
         let known = book.borrow().clone();
         reckon(&mut cluster, &ctx, &known).await;
-        cluster.log().hash()
+        seen.acknowledged = known.acknowledgements;
+        Seen { hash: cluster.log().hash(), ..seen }
     })
+}
+
+/// What became of the writes that had no answer when the power went.
+async fn unanswered(handle: &Handle, ctx: &Ctx, book: &Book) -> Seen {
+    let mut seen = Seen::default();
+    for (key, begun) in &book.begun {
+        let Some((last, _)) = begun.last().filter(|(v, _)| Some(v) != book.acknowledged.get(key)) else {
+            continue;
+        };
+        let found = patiently(ctx, || get(handle, key)).await;
+        match found.is_some_and(|(version, ..)| version == *last) {
+            true => seen.there += 1,
+            false => seen.absent += 1,
+        }
+    }
+    seen
 }
 
 /// The last client goes and another comes: once the collector is idle, the targets hold what is named.
@@ -236,10 +299,19 @@ async fn reckon(cluster: &mut SimCluster, ctx: &Ctx, book: &Book) {
 
 #[test]
 fn put_crash_recover_get_on_virtual_time() {
-    for seed in 0..10 {
-        run(seed, None);
+    let mut seen = Seen::default();
+    for seed in 0..30 {
+        seen.add(run(seed, None));
     }
+    println!("at any time: {seen:?}");
+    assert!(seen.acknowledged > 500 && seen.there > 0 && seen.absent > 0, "{seen:?}");
+}
+
+#[test]
+fn a_power_cut_at_each_step_loses_nothing() {
     let steps = [
+        Step::Split,
+        Step::Parity,
         Step::SendUnits,
         Step::TxOpen,
         Step::CobLookup,
@@ -253,8 +325,12 @@ fn put_crash_recover_get_on_virtual_time() {
         Step::Publish,
         Step::Checkpoint,
     ];
-    for (seed, step) in (100..).zip(steps) {
-        run(seed, Some(step));
+    for (number, step) in (1..).zip(steps) {
+        let mut seen = Seen::default();
+        for seed in 0..3 {
+            seen.add(run(1000 * number + seed, Some(step)));
+        }
+        println!("{step:?}: {seen:?}");
     }
 }
 
@@ -263,5 +339,49 @@ fn one_seed_is_one_history() {
     for seed in 0..3 {
         assert_eq!(run(seed, None), run(seed, None), "seed {seed}");
     }
-    assert_ne!(run(1, None), run(2, None));
+    assert_ne!(run(1, None).hash, run(2, None).hash);
+}
+
+#[test]
+fn a_process_that_dies_takes_nothing_along() {
+    for seed in 0..12 {
+        simulate(seed, SimOptions::default(), move |mut cluster| async move {
+            let ctx = cluster.ctx().clone();
+            let mut rng = StdRng::seed_from_u64(seed);
+            let handle = cluster.start_client();
+            let bucket = create_bucket(&ctx, &handle).await;
+            let book = Rc::new(RefCell::new(Book::default()));
+            let mut writers = Vec::new();
+            for key in 0..KEYS {
+                let (handle, bucket) = (handle.clone(), bucket.clone());
+                writers.push(ctx.spawn(writer(
+                    handle,
+                    bucket,
+                    format!("k{key}"),
+                    book.clone(),
+                    rng.random(),
+                    50,
+                )));
+            }
+            ctx.sleep(Duration::from_micros(rng.random_range(0..60_000))).await;
+            let victim = rng.random_range(0..PROCESSES);
+            cluster.kill(victim);
+            for writer in writers {
+                writer.await;
+            }
+            if victim != 0 {
+                // The catalogue is there, and any two of three units make a group.
+                let known = book.borrow().clone();
+                judge(&handle, &ctx, &known).await;
+                let refused = put(&handle, &bucket, "new", 0, b"x").await;
+                assert!(matches!(refused, Err(ClientError::Unavailable { .. })), "{refused:?}");
+            }
+            cluster.start_all().await.unwrap();
+            ctx.sleep(Duration::from_secs(30)).await;
+            let known = book.borrow().clone();
+            judge(&handle, &ctx, &known).await;
+            put(&handle, &bucket, "new", 0, b"x").await.unwrap();
+            assert_eq!(get(&handle, "new").await.unwrap().unwrap().1, b"x");
+        });
+    }
 }
