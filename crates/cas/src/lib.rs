@@ -32,6 +32,9 @@ mod target;
 
 pub mod secrets;
 
+/// The catalogue of credentials: its values are hidden from people.
+pub use schema::CREDENTIALS;
+
 pub use leader::{Leadership, SoleReplica};
 pub use server::{Cas, CasService};
 pub use target::{TargetError, Targets};

@@ -1,0 +1,126 @@
+//! What goes over a process's Unix socket: one request a connection, one line of JSON each way.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+/// A request.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum Request {
+    Report,
+    KeyCreate { account: String },
+    KeyList,
+    KeyEnable { access_key: String, enabled: bool },
+    KeyDelete { access_key: String },
+}
+
+/// An answer.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+pub enum Response {
+    Report(Box<Report>),
+    KeyCreated { access_key: String, secret_key: String, s3: Option<String>, region: String },
+    Keys { keys: Vec<Key> },
+    Done,
+    Refused { error: String, hint: Option<String> },
+}
+
+/// A credential without its secret.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Key {
+    pub access_key: String,
+    pub account: String,
+    pub enabled: bool,
+    /// Milliseconds since 1970.
+    pub created: u64,
+}
+
+/// A process, as it sees itself and the cluster.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Report {
+    pub process: String,
+    pub pid: u32,
+    pub version: String,
+    pub s3: Option<String>,
+    pub admin: Option<String>,
+    /// Its own targets.
+    pub targets: Vec<Target>,
+    /// Exact counts of this process since its start.
+    pub counters: BTreeMap<String, u64>,
+    pub arena: Arena,
+    /// What its client sees, in a process that has one.
+    pub view: Option<View>,
+}
+
+/// Payload memory, in bytes.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Arena {
+    pub limit: u64,
+    pub in_use: u64,
+    pub high_water: u64,
+    pub locked: bool,
+    pub huge: bool,
+}
+
+/// A target of a process.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Target {
+    pub name: String,
+    pub process: String,
+    pub target: Option<Uuid>,
+    pub device: String,
+    /// Whether it serves.
+    pub up: bool,
+    /// Why not.
+    pub why: Option<String>,
+    /// What really runs below it.
+    pub backend: String,
+    pub total: u64,
+    pub used: u64,
+    pub free: u64,
+    pub reserved: u64,
+    pub cobs: u64,
+    pub generation: u64,
+    pub applied: u64,
+    pub journal: u64,
+    pub journal_used: u64,
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// The cluster as a client sees it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct View {
+    pub catalogue: Catalogue,
+    pub layout: String,
+    pub writable: bool,
+    pub not_writable: Option<String>,
+    pub redundancy_short: bool,
+    pub session: Option<String>,
+    /// Why processes that it talks to are down, by name.
+    pub down: BTreeMap<String, String>,
+}
+
+/// The catalogue.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Catalogue {
+    /// One line on where it is and what its loss means.
+    pub note: String,
+    pub up: bool,
+    pub why: Option<String>,
+    pub incarnation: Option<u64>,
+    pub buckets: Option<u64>,
+    /// Entries that wait for collection.
+    pub dead: Option<u64>,
+    pub collector_idle: bool,
+    pub collector_note: Option<String>,
+    pub sessions: Vec<Session>,
+}
+
+/// A session of the catalogue.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Session {
+    pub session: String,
+    pub process: String,
+    pub fenced: bool,
+}
