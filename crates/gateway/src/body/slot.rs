@@ -62,13 +62,13 @@ impl Slot {
     pub async fn drain(&self, bytes_max: usize, time: Duration) -> bool {
         let mut left = bytes_max;
         let reading = async {
-            while let Ok(Some(bytes)) = self.next(time).await {
-                match left.checked_sub(bytes.len()) {
-                    Some(rest) => left = rest,
-                    None => return false,
+            loop {
+                match self.next(time).await {
+                    Ok(Some(bytes)) if bytes.len() <= left => left -= bytes.len(),
+                    Ok(None) => return true,
+                    _ => return false,
                 }
             }
-            true
         };
         tokio::time::timeout(time, reading).await.unwrap_or(false)
     }
@@ -159,6 +159,6 @@ impl Body for SlotBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.size.clone()
+        self.size
     }
 }

@@ -32,8 +32,7 @@ impl<S: Storage> Ops<S> {
         let command = Command::CreateBucket { name: name.clone(), owner: account.clone(), created: now() };
         match self.storage.commit(command).await {
             Ok(_) => {
-                let output =
-                    dto::CreateBucketOutput { location: Some(format!("/{name}")), ..Default::default() };
+                let output = dto::CreateBucketOutput { location: Some(format!("/{name}")) };
                 Ok(S3Response::new(output))
             }
             Err(ClientError::Cas(CasError::BucketExists { owner, .. })) if owner == account => {

@@ -373,7 +373,8 @@ impl Wire {
         let mut out =
             format!("{} {}{question} HTTP/1.1\r\n", self.method, encode(&self.path, true)).into_bytes();
         let length = self.length.clone().unwrap_or(body.len().to_string());
-        if !length.is_empty() && !(self.method == "GET" && body.is_empty()) {
+        let bare = self.method == "GET" && body.is_empty();
+        if !bare && !length.is_empty() {
             headers.push(("content-length".to_owned(), length));
         }
         for (name, value) in &headers {
