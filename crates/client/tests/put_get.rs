@@ -60,7 +60,7 @@ fn a_body_of_unknown_size_is_laid_out_in_full_units() {
 }
 
 #[test]
-fn eight_mebibytes_at_two_and_one_are_twelve_unit_writes_and_no_copy() {
+fn eight_mebibytes_at_two_and_one_are_twelve_unit_writes() {
     run(Shape::default(), |world| async move {
         world.put("warm", &bytes(1, 1)).await.unwrap();
         let before = world.client.counters();

@@ -275,10 +275,12 @@ fn objects_of_all_sizes_survive_every_loss_and_restart() {
 fn one_put_of_eight_mebibytes_costs_what_it_must() {
     run(|world| async move {
         world.put("warm", &bytes(1, 8 << 20)).await.unwrap();
+        let copied = cobalt_dma::copied::total();
         let (before, client) = (world.counters(), world.client.counters());
         world.put("o", &bytes(2, 8 << 20)).await.unwrap();
         let (after, units) = (world.counters(), world.client.counters().units_written - client.units_written);
         assert_eq!(units, 12, "8 data and 4 parity units");
+        assert_eq!(cobalt_dma::copied::total(), copied, "the local fabric hands payload over");
         for (i, (after, before)) in after.iter().zip(&before).enumerate() {
             assert_eq!(after.data_writes - before.data_writes, 4, "target {i}");
             assert_eq!(after.data_write_bytes - before.data_write_bytes, 4 << 20, "target {i}");
