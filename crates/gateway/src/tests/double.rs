@@ -255,7 +255,8 @@ impl State {
                 let has = |n: u16| {
                     numbers.get(usize::from((n - 1) / 8)).is_some_and(|b| b >> ((n - 1) % 8) & 1 == 1)
                 };
-                let named = self.parts.values().filter(|p| has(p.number));
+                let of_upload = self.parts.range((upload, 0)..=(upload, u16::MAX)).map(|(_, part)| part);
+                let named = of_upload.filter(|p| has(p.number));
                 if parts_digest(named.map(|p| (p.number, p.etag.as_str(), p.size))) != digest {
                     return Err(CasError::InvalidPart);
                 }
