@@ -17,13 +17,13 @@ use s3s::{S3Request, S3Response, S3Result};
 use uuid::Uuid;
 
 /// The upload that an id names. What is no id of ours is no upload.
-fn upload_id(text: &str) -> Result<Uuid, Refusal> {
+pub(super) fn upload_id(text: &str) -> Result<Uuid, Refusal> {
     let missing =
         || Refusal::new(StatusCode::NOT_FOUND, "NoSuchUpload", "The specified upload does not exist.");
     Uuid::try_parse(text).map_err(|_| missing())
 }
 
-fn part_number(number: i32) -> Result<u16, Refusal> {
+pub(super) fn part_number(number: i32) -> Result<u16, Refusal> {
     let number = u16::try_from(number).ok().filter(|n| (1..=PARTS_MAX).contains(n));
     number.ok_or_else(|| {
         Refusal::bad("InvalidArgument", format!("Part number must be an integer between 1 and {PARTS_MAX}"))
@@ -89,7 +89,7 @@ impl<S: Storage> Ops<S> {
         Ok(S3Response::new(output))
     }
 
-    async fn upload(&self, bucket: &str, key: &str, upload: Uuid) -> S3Result<UploadRecord> {
+    pub(super) async fn upload(&self, bucket: &str, key: &str, upload: Uuid) -> S3Result<UploadRecord> {
         let query = Query::Upload { bucket: bucket.to_owned(), key: key.as_bytes().to_vec(), upload };
         match self.storage.ask(query.clone()).await.map_err(s3)? {
             Answer::Upload(record) => Ok(record),

@@ -358,6 +358,27 @@ fn copies_move_bytes_and_metadata() {
 }
 
 #[test]
+fn a_part_may_be_a_piece_of_an_object() {
+    let server = Server::start().bucket("bucket");
+    let body = bytes(150_000);
+    put(&server, "/bucket/a", &body);
+    let id = server.send(&Wire::new("POST", "/bucket/b?uploads")).tag("UploadId").unwrap();
+    let copy = |range: &str| {
+        let wire = Wire::new("PUT", &format!("/bucket/b?partNumber=1&uploadId={id}"));
+        server.send(&wire.header("x-amz-copy-source", "/bucket/a").header("x-amz-copy-source-range", range))
+    };
+    for range in ["bytes=0-150000", "bytes=5-4", "bytes=-5", "bytes=5-", "0-4"] {
+        assert_eq!(copy(range).said(), (400, "InvalidArgument".to_owned()), "{range}");
+    }
+    let etag = copy("bytes=1000-100000").tag("ETag").unwrap();
+    let part = format!("<Part><PartNumber>1</PartNumber><ETag>{etag}</ETag></Part>");
+    let xml = format!("<CompleteMultipartUpload>{part}</CompleteMultipartUpload>");
+    let reply = server.send(&Wire::new("POST", &format!("/bucket/b?uploadId={id}")).body(xml));
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    assert!(get(&server, "/bucket/b").body == body[1000..100_001]);
+}
+
+#[test]
 fn many_keys_are_deleted_at_once() {
     let server = Server::start().bucket("bucket");
     for n in 0..3 {
