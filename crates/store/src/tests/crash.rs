@@ -41,10 +41,11 @@ async fn rounds(rig: Rig, rounds: u64) -> Rig {
         rig.ctx.sleep(Duration::from_micros(rig.ctx.random_u64() % 20_000)).await;
         let mode = rig_mode(&rig);
         rig = rig.crash(mode).await;
-        for (cob, (acked, maybe)) in known.borrow_mut().iter_mut() {
+        let before = std::mem::take(&mut *known.borrow_mut());
+        for (cob, (acked, maybe)) in before {
             version = version.max(acked.unwrap_or(0)).max(maybe.unwrap_or(0)) + 1;
-            *acked = held(&rig, *cob, *acked, *maybe).await;
-            *maybe = None;
+            let now = held(&rig, cob, acked, maybe).await;
+            known.borrow_mut().insert(cob, (now, None));
         }
     }
     rig

@@ -198,3 +198,31 @@ fn conditions_of_one_group_see_each_other() {
         assert_eq!(all, vec![(b"key".to_vec(), winners)]);
     });
 }
+
+#[test]
+fn blocks_that_a_read_looks_at_are_not_reused() {
+    for seed in 0..8 {
+        run(seed, async |ctx| {
+            let rig = Rig::new(&ctx).await;
+            let (old, new) = (pattern(1, 8 * CHUNK), pattern(2, 8 * CHUNK));
+            rig.put(fid(1, 1), 0, &old).await.unwrap();
+            // Fill the rest, so that freed blocks are wanted at once.
+            let mut n = 2;
+            while rig.put(fid(1, n), 0, &pattern(n, 16 * CHUNK)).await.is_ok() {
+                n += 1;
+            }
+            rig.data.slow_us.set(20_000);
+            let store = rig.store.clone();
+            let read = ctx.spawn(async move { store.cob_read(fid(1, 1), 0, 8 * CHUNK as u64).await });
+            ctx.sleep(std::time::Duration::from_micros(1)).await;
+            rig.data.slow_us.set(5);
+            rig.store.cob_delete(fid(1, 1)).await.unwrap();
+            // Waits for the blocks of the deleted cob, which the slow read still looks at.
+            rig.put(fid(2, 1), 0, &new).await.unwrap();
+            let found = read.await.unwrap();
+            let found: Vec<u8> = found.slices.iter().flat_map(|s| s.iter().copied()).collect();
+            assert!(found == old, "the read saw its own bytes");
+            assert_eq!(rig.store.counters().read_retries, 0);
+        });
+    }
+}
