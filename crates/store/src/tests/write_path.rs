@@ -226,3 +226,74 @@ fn blocks_that_a_read_looks_at_are_not_reused() {
         });
     }
 }
+
+#[test]
+fn a_refused_transaction_leaves_none_of_its_parts() {
+    run(9, async |ctx| {
+        let rig = Rig::new(&ctx).await;
+        let bytes = pattern(1, CHUNK);
+        rig.put(fid(1, 2), 0, &bytes).await.unwrap();
+        // One transaction over two cobs; the second is deleted before it commits.
+        let attrs = CobAttrs { chunk_size: CHUNK as u32, incarnation: 7 };
+        let crc = cobalt_base::checksum::crc32c(&bytes);
+        let mut tx = rig.store.tx_open(TxClass::Write, 8192).await.unwrap();
+        for counter in [1, 2] {
+            let cob = rig.store.cob_lookup(&mut tx, fid(1, counter), attrs).await.unwrap();
+            let extents = rig.store.balloc(&mut tx, 4096).await.unwrap();
+            rig.store.extmap(&mut tx, &cob, 0, 4096, &extents, &[crc]).await.unwrap();
+        }
+        let sealed = rig.store.tx_close(tx);
+        let data = rig.slice(&[&bytes[..], &bytes[..]].concat());
+        let stable = rig.store.data_write(&sealed, &[data]).await.unwrap();
+        rig.store.cob_delete(fid(1, 2)).await.unwrap();
+        // A neighbour in the same group makes the group durable.
+        let late = rig.store.commit(sealed, stable);
+        let (late, other) = futures::join!(late, rig.put(fid(1, 3), 0, &bytes));
+        assert_eq!(late, Err(StoreError::Deleted(fid(1, 2))));
+        other.unwrap();
+        rig.put(fid(1, 4), 0, &bytes).await.unwrap();
+        rig.settle().await;
+        assert!(rig.store.cob_stat(fid(1, 1)).await.unwrap().is_none());
+        assert_eq!(rig.store.space().used, 2 * CHUNK as u64);
+        rig.assert_clean("after the refusal").await;
+        let rig = rig.crash(0).await;
+        assert!(rig.store.cob_stat(fid(1, 1)).await.unwrap().is_none());
+    });
+}
+
+#[test]
+fn a_catalogue_larger_than_the_cache_is_read_judged_and_redone() {
+    run(10, async |ctx| {
+        let limits = crate::Limits { node_cache: 64 << 10, ..crate::Limits::tiny() };
+        let mut rig = Rig::with(&ctx, limits).await;
+        let key = |n: u32| format!("object/{:08}", n.wrapping_mul(2_654_435_761) % 1_000_003).into_bytes();
+        for n in 0..900u32 {
+            let decide = move |view: &crate::CtgView| {
+                let old = view.get(1, &key(n))?;
+                let next = view.next(1, &key(n))?;
+                let value = vec![u8::try_from(n % 251).unwrap(); 500];
+                let first = CtgOp::Put { ctg: 1, key: key(n), value: value.clone() };
+                let second = CtgOp::Put { ctg: 2, key: n.to_be_bytes().to_vec(), value: vec![1] };
+                Ok((vec![first, second], (old, next.is_some())))
+            };
+            let ((old, _), _) = rig.store.ctg().transact(decide).await.unwrap();
+            assert_eq!(old, None);
+            if n % 400 == 399 {
+                assert_eq!(rig.store.counters().apply_misses, 0);
+                rig = rig.crash(u64::from(n) % 5).await;
+            }
+        }
+        assert!(rig.store.counters().node_reads > 48, "the cache is too small for it");
+        let mut from = Vec::new();
+        let mut count = 0;
+        loop {
+            let page = rig.store.ctg().scan(1, &from, None, 100).await.unwrap();
+            let Some((last, _)) = page.last() else { break };
+            assert!(page.windows(2).all(|w| w[0].0 < w[1].0));
+            from = [last.as_slice(), &[0]].concat();
+            count += page.len();
+        }
+        assert_eq!(count, 900);
+        assert_eq!(rig.store.ctg().scan(2, &[], Some(&5u32.to_be_bytes()), 100).await.unwrap().len(), 5);
+    });
+}
