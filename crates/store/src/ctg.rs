@@ -62,11 +62,12 @@ impl Ctg {
             (None, None) => None,
         };
         let core = &self.0.0;
+        // A page that does not fit the cache would be begun anew for ever.
+        let bytes = (core.limits.node_cache / 8).min(SCAN_BYTES) as usize;
         while out.len() < limit {
             let most = limit - out.len();
-            let page = core
-                .look(|_| Ok(core.forest.scan(TreeId::Ctg, &from, end.as_deref(), most, SCAN_BYTES)?))
-                .await?;
+            let page =
+                core.look(|_| Ok(core.forest.scan(TreeId::Ctg, &from, end.as_deref(), most, bytes)?)).await?;
             let Some((last, _)) = page.last() else { break };
             from.clone_from(last);
             from.push(0);
@@ -107,8 +108,8 @@ impl Ctg {
     }
 }
 
-/// Bytes of one page of a scan.
-const SCAN_BYTES: usize = 256 << 10;
+/// Most bytes of one page of a scan.
+const SCAN_BYTES: u64 = 256 << 10;
 
 impl CtgView {
     /// The value of a key.
