@@ -180,7 +180,13 @@ async fn journal(regions: &Regions, arena: &Arena, limit: usize) -> Result<Vec<S
     Ok(lines)
 }
 
-async fn tree(ctx: Ctx, regions: Regions, arena: Arena, tree: TreeId, limit: usize) -> Result<Vec<String>, String> {
+async fn tree(
+    ctx: Ctx,
+    regions: Regions,
+    arena: Arena,
+    tree: TreeId,
+    limit: usize,
+) -> Result<Vec<String>, String> {
     let options = OpenOptions { read_only: true, ..OpenOptions::default() };
     let store = Store::open(ctx, regions, arena, options).await.map_err(|e| with_sources(&e))?;
     let mut lines = Vec::new();

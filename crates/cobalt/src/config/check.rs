@@ -297,7 +297,8 @@ fn device(
     if let Some(identity) = identity(&uri)
         && let Some(first) = names.devices.insert(identity, target.to_owned())
     {
-        let fault = Fault::SameDevice { first, second: target.to_owned(), device: uri.to_string() };
+        let fault =
+            Fault::SameDevice { first: first.into(), second: target.into(), device: uri.to_string().into() };
         return Err(source.error(&raw.span(), fault, "give each target a device of its own"));
     }
     Ok(uri)

@@ -17,7 +17,7 @@ pub enum Fault {
     #[error("the {kind} `{name}` is defined twice (first in line {first})")]
     Duplicate { kind: &'static str, name: String, first: usize },
     #[error("the targets `{first}` and `{second}` lie on the same device, {device}")]
-    SameDevice { first: String, second: String, device: String },
+    SameDevice { first: Box<str>, second: Box<str>, device: Box<str> },
     #[error("reactor {0} is not served yet: a process runs one reactor, number 0")]
     Reactor(u32),
     #[error("{what} would listen on {addr}, beyond this host, and TLS is not there yet")]

@@ -3,7 +3,7 @@
 
 use crate::cli::{Code, Failure};
 use cobalt_reactor::Step;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, raise};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -50,7 +50,8 @@ impl Halt {
     pub fn pass_number(&self, step: u8) {
         if self.due(step) {
             eprintln!("halted step={}", self.step);
-            if let Err(e) = kill(nix::unistd::getpid(), Signal::SIGSTOP) {
+            // To this thread: it goes no further, and the others stop with it.
+            if let Err(e) = raise(Signal::SIGSTOP) {
                 eprintln!("error: cannot stop: {e}");
             }
         }

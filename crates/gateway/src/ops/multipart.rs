@@ -72,7 +72,8 @@ impl<S: Storage> Ops<S> {
             key: req.input.key.clone().into_bytes(),
             initiated: now(),
             meta,
-            checksum: Some(checksum),
+            // Not named: parts come with whatever checksum the client likes, as its libraries do by themselves.
+            checksum: named.then_some(checksum),
         };
         self.storage
             .commit(Command::CreateUpload { bucket: bucket.name.clone(), record })
@@ -293,8 +294,12 @@ impl<S: Storage> Ops<S> {
             Err(refusal) if upload.is_some() => return Err(refusal.into()),
             Err(_) => return Err(s3(ClientError::Cas(CasError::NoSuchUpload(id)))),
         };
-        let (algorithm, is_composite) =
-            upload.as_ref().and_then(|upload| upload.checksum).unwrap_or((Algorithm::Crc64Nvme, false));
+        // Where none was named, the object has the parts' checksum, if it is one for all of them.
+        let common = || parts.first().and_then(|part| part.checksums.first()).map(|sum| sum.algorithm);
+        let (algorithm, is_composite) = upload
+            .as_ref()
+            .and_then(|upload| upload.checksum)
+            .unwrap_or_else(|| (common().unwrap_or(Algorithm::Crc64Nvme), false));
         let checksum = object_checksum(algorithm, is_composite, &parts);
         if upload.is_some() {
             declared(&req.input, checksum.as_ref(), &parts)?;
