@@ -20,6 +20,10 @@ use futures::future::join_all;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+/// Most maps of one transaction, and the largest encoding of one without its extents and checksums: what
+/// admission promised of the journal must hold whatever the transaction becomes.
+const MAPS_MAX: usize = 4;
+const MAP_BYTES: usize = 96;
 /// Largest chunk, in bytes.
 const CHUNK_MAX: u32 = 64 << 10;
 
@@ -38,7 +42,7 @@ impl Store {
         }
         core.admit(class).await?;
         // At worst each block is an extent of its own (15 bytes) and a chunk (5 bytes).
-        let payload = 128 + data_bytes.div_ceil(BLOCK_SIZE) as usize * 20;
+        let payload = MAPS_MAX * MAP_BYTES + data_bytes.div_ceil(BLOCK_SIZE) as usize * 20;
         let room = core.journal.reserve(class, payload, || core.may_write()).await?;
         let id = core.next_tx.get();
         core.next_tx.set(id + 1);
@@ -118,6 +122,9 @@ impl Store {
     ) -> Result<(), StoreError> {
         let core = &self.0;
         core.ctx.step(Step::Extmap);
+        if tx.intents.len() >= MAPS_MAX {
+            return Err(StoreError::Invalid(format!("more than {MAPS_MAX} maps in one transaction")));
+        }
         let chunk = cob.attrs.chunk_size;
         let row = MapRow { len, generation: 0, extents: extents.0.clone(), crcs: crcs.to_vec() };
         let fits = offset.is_multiple_of(u64::from(chunk))
