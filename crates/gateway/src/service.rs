@@ -72,6 +72,9 @@ impl Service {
             .get(header::EXPECT)
             .is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"));
         let size = body.size_hint();
+        // There is no body to say "continue" to, and botocore takes the status of an answer that came without it for that of the
+        // connection's next one: that connection ends here.
+        let unasked = waits && size.exact() == Some(0);
         let slot = Slot::new(body);
         let served = match self.admit(&parts, peer) {
             Ok(admitted) => self.serve(parts, admitted, &slot, size).await,
@@ -88,7 +91,7 @@ impl Service {
             response.headers_mut().insert("x-amz-request-id", value);
         }
         response.headers_mut().insert(header::SERVER, HeaderValue::from_static("Cobalt"));
-        if !self.settle(&slot, waits).await {
+        if !self.settle(&slot, waits).await || unasked {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
