@@ -60,6 +60,12 @@ struct State {
     ticket: u64,
 }
 
+impl std::fmt::Debug for Arena {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Arena").field(&self.stats()).finish()
+    }
+}
+
 impl Arena {
     /// Maps a new arena of ordinary pages. Memory is taken from the system as it is first used.
     ///

@@ -137,7 +137,7 @@ impl Process {
         self.incarnation.set(incarnation);
         let arena = Process::arena()?;
         let options =
-            OpenOptions { cluster: Some(CLUSTER), limits: self.site.store.clone(), read_only: false };
+            OpenOptions { cluster: Some(CLUSTER), limits: self.site.store.clone(), ..OpenOptions::default() };
         let store = Store::open(ctx.clone(), self.regions(&scope), arena, options).await?;
         let served = Target::open(row.target, row.name.clone(), "sim", store.clone());
         let ios = Ios::new(&ctx, [served], cobalt_ios::Limits::default());

@@ -182,7 +182,7 @@ fn map_range(stage: &Stage, shape: Shape, lsn: Lsn, map: &Map, fx: &mut Effects)
     for (offset, piece) in split_rows(&whole, row.generation, map.offset, chunk, shape.row_max) {
         stage.put(TreeId::Extmap, schema::extmap_key(map.fid, offset), schema::encode(&piece));
     }
-    row.blocks += whole.blocks();
+    row.blocks = row.blocks.saturating_add(whole.blocks());
     row.size = row.size.max(map.offset + map.len);
     stage.put(TreeId::Cob, fid_key(COB, map.fid), schema::encode(&row));
     Ok(())
@@ -213,7 +213,7 @@ fn unmap(stage: &Stage, shape: Shape, map: &Map, chunk: u64, fx: &mut Effects) -
     }
     let mut freed = 0;
     for (key, offset, row) in overlaps {
-        if offset + row.len <= map.offset {
+        if offset.saturating_add(row.len) <= map.offset {
             continue;
         }
         let chunk_size = u32::try_from(chunk).unwrap_or(u32::MAX);
@@ -225,7 +225,7 @@ fn unmap(stage: &Stage, shape: Shape, map: &Map, chunk: u64, fx: &mut Effects) -
             let left = cut(&row, chunk, 0, map.offset - offset);
             stage.put(TreeId::Extmap, key, schema::encode(&left));
         }
-        if offset + row.len > end {
+        if offset.saturating_add(row.len) > end {
             let right = cut(&row, chunk, end - offset, row.len);
             stage.put(TreeId::Extmap, schema::extmap_key(map.fid, end), schema::encode(&right));
         }

@@ -111,6 +111,11 @@ impl Core {
                 } else if self.ctx.timeout(self.limits.quiet, wait).await.is_err() {
                     // Nothing followed: say that the last group is durable, so that its rot is seen too.
                     quiet_owed = false;
+                    if !self.journal.has_room_to_spare() {
+                        // The checkpoint that is due says it with the record that names it.
+                        self.kick_checkpoint();
+                        continue;
+                    }
                     if let Err(e) = self.journal.write(0, 0, &[]).await {
                         self.fail(&format!("journal write failed: {e}"));
                     }
@@ -122,6 +127,7 @@ impl Core {
                 Ok(wrote) => quiet_owed |= wrote,
                 Err(error) => self.fail(&error.to_string()),
             }
+            self.group_done.notify_all();
         }
         let left: Vec<Work> = self.queue.borrow_mut().drain(..).collect();
         let why = self.alive().err().unwrap_or(StoreError::Closed);
@@ -234,7 +240,7 @@ impl Core {
             }
         };
         apply::run(&group.stage, self.shape, lsn, &intents, fx)?;
-        group.stage.touch()?;
+        group.stage.touch_new()?;
         Ok(intents)
     }
 

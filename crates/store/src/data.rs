@@ -172,7 +172,8 @@ impl Store {
         let core = self.0.clone();
         core.ctx.step(Step::DataWrite);
         core.may_write()?;
-        let writes = plan_writes(&core.regions.data, &core.arena, &sealed.tx.intents, data).await?;
+        let arenas = [&core.arena, &core.meta_arena];
+        let writes = plan_writes(&core.regions.data, arenas, &sealed.tx.intents, data).await?;
         let (done, result) = oneshot();
         let held = sealed.tx.reservations.clone();
         let task = core.clone();
@@ -246,7 +247,7 @@ impl Core {
 /// Turns maps and bytes into device writes: whole blocks, at most as long as the device takes.
 async fn plan_writes(
     region: &Region,
-    arena: &Arena,
+    arenas: [&Arena; 2],
     intents: &[Intent],
     data: &[Slice],
 ) -> Result<Vec<(u64, WriteData)>, StoreError> {
@@ -261,7 +262,7 @@ async fn plan_writes(
     let mut rest = data.iter().cloned().collect::<std::collections::VecDeque<_>>();
     let mut writes = Vec::new();
     for map in maps {
-        let mut blocks = whole_blocks(arena, take(&mut rest, map.len)).await.into();
+        let mut blocks = whole_blocks(arenas, take(&mut rest, map.len)).await.into();
         for extent in &map.extents {
             let mut at = extent.start * BLOCK_SIZE;
             let mut left = u64::from(extent.blocks) * BLOCK_SIZE;
@@ -297,7 +298,7 @@ fn take(from: &mut std::collections::VecDeque<Slice>, len: u64) -> Vec<Slice> {
 
 /// The same bytes in slices of whole blocks; the last block is filled up with zeros. Nothing is copied
 /// but a short tail, unless a slice in the middle ends inside of a block.
-async fn whole_blocks(arena: &Arena, slices: Vec<Slice>) -> Vec<Slice> {
+async fn whole_blocks(arenas: [&Arena; 2], slices: Vec<Slice>) -> Vec<Slice> {
     let block = BLOCK_SIZE as usize;
     let mut out = Vec::new();
     let mut slices = slices.into_iter().peekable();
@@ -315,13 +316,15 @@ async fn whole_blocks(arena: &Arena, slices: Vec<Slice>) -> Vec<Slice> {
         if slices.peek().is_some() {
             tail.extend(slices.by_ref());
         }
-        copy_blocks(arena, &tail, &mut out).await;
+        copy_blocks(arenas, &tail, &mut out).await;
     }
     out
 }
 
-async fn copy_blocks(arena: &Arena, slices: &[Slice], out: &mut Vec<Slice>) {
+/// A short tail does not wait for payload memory, which others hold who wait for theirs.
+async fn copy_blocks([payload, meta]: [&Arena; 2], slices: &[Slice], out: &mut Vec<Slice>) {
     let mut left: usize = slices.iter().map(|s| s.len()).sum();
+    let arena = if left <= BLOCK_SIZE as usize { meta } else { payload };
     let mut bytes = slices.iter().flat_map(|s| s.iter().copied());
     while left > 0 {
         let len = left.min(1 << 20);

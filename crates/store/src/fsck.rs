@@ -109,7 +109,8 @@ pub async fn fsck(
             report.add(Some(newest.target), "superblock", Some(copy.at), None, why, false);
         }
     }
-    let open = OpenOptions { cluster: None, limits: options.limits.clone(), read_only: true };
+    let open =
+        OpenOptions { cluster: None, limits: options.limits.clone(), read_only: true, meta_arena: None };
     let store = match Store::open(ctx.clone(), regions.clone(), arena.clone(), open).await {
         Ok(store) => store,
         Err(OpenError::Damaged { what: _, address, expected, found }) => {

@@ -45,7 +45,7 @@ pub use dump::{RecordRow, TreeRow, dump_journal};
 pub use error::{FormatError, OpenError, StoreError};
 pub use fsck::{Finding, FsckOptions, FsckReport, fsck};
 pub use geometry::Region;
-pub use limits::Limits;
+pub use limits::{Limits, META_ARENA};
 pub use options::{FormatOptions, OpenOptions};
 pub use region::Regions;
 pub use store::{Store, format};

@@ -2,14 +2,21 @@
 
 use std::time::Duration;
 
+/// Memory for the I/O of one target's meta region, in bytes: a journal record of up to 2 MiB, kept for good, and the
+/// writes of a checkpoint in flight.
+pub const META_ARENA: u64 = 8 << 20;
+
 /// Limits of one open target. Sizes in bytes unless the name says otherwise.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Memory for tree nodes.
     pub node_cache: u64,
+    /// Memory for the I/O of journal, trees and superblocks. Never shared with payload: a checkpoint that
+    /// waits for payload to leave, while payload waits for the checkpoint, would wait for ever.
+    pub meta_arena: u64,
     /// Dirty tree nodes that start a checkpoint.
     pub dirty_max: u64,
-    /// Part of the journal, in percent, that starts a checkpoint when it is filled or promised.
+    /// Part of the journal, in percent, that starts a checkpoint when it is filled.
     pub journal_fill_pct: u64,
     /// Payload of one journal record: one group commit.
     pub group_bytes: u64,
@@ -45,6 +52,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             node_cache: 256 << 20,
+            meta_arena: META_ARENA,
             dirty_max: 64 << 20,
             journal_fill_pct: 40,
             group_bytes: 1 << 20,
@@ -70,6 +78,7 @@ impl Limits {
     pub fn tiny() -> Limits {
         Limits {
             node_cache: 64 << 10,
+            meta_arena: META_ARENA,
             dirty_max: 48 << 10,
             journal_fill_pct: 40,
             group_bytes: 16 << 10,

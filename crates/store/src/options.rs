@@ -1,6 +1,7 @@
 //! How a target is formatted and opened.
 
 use crate::limits::Limits;
+use cobalt_dma::Arena;
 use uuid::Uuid;
 
 /// How to format a target.
@@ -36,4 +37,7 @@ pub struct OpenOptions {
     pub limits: Limits,
     /// Writes nothing: the journal is replayed in memory only.
     pub read_only: bool,
+    /// Memory for the I/O of journal, trees and superblocks, apart from that of payload: the targets of a
+    /// process may share one, of [`crate::Limits::meta_arena`] each. `None` makes one for this target.
+    pub meta_arena: Option<Arena>,
 }

@@ -68,8 +68,8 @@ impl Core {
                     };
                     let row: MapRow = schema::decode("extmap row", &value)?;
                     match schema::extmap_place(&key) {
-                        Some((f, start)) if f == fid && start + row.len > at => {
-                            at = start + row.len;
+                        Some((f, start)) if f == fid && start.saturating_add(row.len) > at => {
+                            at = start.saturating_add(row.len);
                             rows.push((start, row));
                         }
                         _ => break,

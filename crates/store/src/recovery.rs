@@ -181,7 +181,7 @@ async fn redo(
         let lsn = Lsn(header.first + i as u64);
         loop {
             let attempt = apply::run(&stage, shape, lsn, intents, &mut Effects::default());
-            let attempt = attempt.and_then(|()| Ok(stage.touch()?));
+            let attempt = attempt.and_then(|()| Ok(stage.touch_new()?));
             match attempt {
                 Ok(()) => break,
                 Err(Halt::Miss(miss)) => {

@@ -143,6 +143,14 @@ impl Stage {
         Ok(())
     }
 
+    /// The same for what changed since the last savepoint: the epoch of the group holds the rest.
+    pub(crate) fn touch_new(&self) -> Result<(), Miss> {
+        for ((rank, key), _) in &self.inner.borrow().undo {
+            self.forest.touch(tree_of(*rank), key)?;
+        }
+        Ok(())
+    }
+
     /// Puts the changes into the trees. A change that is in is taken off the stage, so that a miss, which
     /// only a lost pin can cause, continues where it stopped.
     pub(crate) fn mutate(&self) -> Result<(), Miss> {

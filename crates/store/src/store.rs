@@ -21,7 +21,7 @@ use crate::superblock::{JournalPosition, Superblock};
 use crate::tree::{Forest, TreeId};
 use crate::tx::{Committed, Extent, TxClass};
 use cobalt_base::{BLOCK_SIZE, Fid, Lsn, SessionId};
-use cobalt_dma::Arena;
+use cobalt_dma::{Arena, ArenaConfig};
 use cobalt_reactor::Ctx;
 use cobalt_reactor::sync::{Notify, Semaphore, oneshot};
 use std::cell::{Cell, RefCell};
@@ -46,7 +46,10 @@ pub(crate) struct Applied {
 /// Everything of an open target.
 pub(crate) struct Core {
     pub ctx: Ctx,
+    /// Memory for payload.
     pub arena: Arena,
+    /// Memory for the I/O of the meta region.
+    pub meta_arena: Arena,
     pub regions: Regions,
     pub limits: Limits,
     pub shape: Shape,
@@ -65,6 +68,8 @@ pub(crate) struct Core {
     pub queue: RefCell<VecDeque<Work>>,
     /// Told when a transaction arrives, and when the target ends.
     pub arrived: Notify,
+    /// Told when a group was answered.
+    pub group_done: Notify,
     pub stop: Cell<bool>,
     pub committer_done: Cell<bool>,
     failed: RefCell<Option<String>>,
@@ -74,6 +79,8 @@ pub(crate) struct Core {
     chore_running: Cell<bool>,
     checkpoint_wanted: Cell<bool>,
     checkpoint_running: Cell<bool>,
+    /// The running checkpoint is the first of a target whose journal has no room for another record.
+    folding: Cell<bool>,
     checkpoint_done: Notify,
     pub flusher: Flusher,
     pub reads: Semaphore,
@@ -111,16 +118,24 @@ impl Store {
         arena: Arena,
         options: OpenOptions,
     ) -> Result<Store, OpenError> {
-        let parts = recovery::recover(&ctx, &regions, &arena, &options).await?;
+        let meta_arena = match &options.meta_arena {
+            Some(arena) => arena.clone(),
+            None => own_arena(&options.limits)?,
+        };
+        let parts = recovery::recover(&ctx, &regions, &meta_arena, &options).await?;
         let generation = parts.superblock.generation;
-        let store = Store(Core::new(ctx, regions, arena, options, parts));
+        let store = Store(Core::new(ctx, regions, [arena, meta_arena], options, parts));
         if store.0.read_only {
             return Ok(store);
         }
         let core = &store.0;
         drop(core.ctx.spawn(core.clone().commit_loop()));
         // The superblock that recovery wrote is named before anything is reused.
-        core.name_generation(generation).await?;
+        if core.journal.has_room_to_spare() {
+            core.name_generation(generation).await?;
+        } else {
+            core.fold().await?;
+        }
         drop(core.ctx.spawn(core.clone().checkpoint_loop()));
         drop(core.ctx.spawn(core.clone().chore_loop()));
         Ok(store)
@@ -144,7 +159,7 @@ impl Store {
             core.checkpoint_done.notified().await;
         }
         while !core.queue.borrow().is_empty() && core.is_well().is_ok() {
-            core.arrived.notified().await;
+            core.group_done.notified().await;
         }
         let last = core.checkpoint_apart().await;
         core.stop.set(true);
@@ -266,7 +281,13 @@ pub(crate) fn info(row: CobRow) -> CobInfo {
 }
 
 impl Core {
-    fn new(ctx: Ctx, regions: Regions, arena: Arena, options: OpenOptions, parts: Parts) -> Rc<Core> {
+    fn new(
+        ctx: Ctx,
+        regions: Regions,
+        [arena, meta_arena]: [Arena; 2],
+        options: OpenOptions,
+        parts: Parts,
+    ) -> Rc<Core> {
         let Parts { forest, balloc, journal, superblock, shape, chores } = parts;
         let limits = options.limits;
         let ctg_tx = (limits.ctg_tx.min(journal.len / 16) as usize).max(4096);
@@ -280,6 +301,7 @@ impl Core {
             reads: Semaphore::new(limits.reads),
             ctx,
             arena,
+            meta_arena,
             regions,
             shape,
             forest,
@@ -293,6 +315,7 @@ impl Core {
             stamped: Cell::new(applied.position),
             queue: RefCell::default(),
             arrived: Notify::default(),
+            group_done: Notify::default(),
             stop: Cell::new(false),
             committer_done: Cell::new(false),
             failed: RefCell::default(),
@@ -302,6 +325,7 @@ impl Core {
             chore_running: Cell::new(false),
             checkpoint_wanted: Cell::new(false),
             checkpoint_running: Cell::new(false),
+            folding: Cell::new(false),
             checkpoint_done: Notify::default(),
             next_tx: Cell::new(1),
             counters: Cell::default(),
@@ -341,6 +365,7 @@ impl Core {
         self.journal.short.notify_all();
         self.balloc.wake();
         self.arrived.notify_all();
+        self.group_done.notify_all();
         self.chore.notify_all();
         self.checkpoint_done.notify_all();
     }
@@ -488,10 +513,12 @@ impl Core {
     }
 
     fn checkpoint_due(&self) -> bool {
-        let full = self.journal.taken() * 100 > self.journal.len * self.limits.journal_fill_pct;
+        let (used, len) = (self.journal.used(), self.journal.len);
+        let full = used * 100 > len * self.limits.journal_fill_pct;
+        // Space that is only promised comes back by itself; a checkpoint would not hasten it.
+        let short = self.journal.is_short() && used * 10 > len;
         let dirty = self.forest.dirty_bytes() > self.limits.dirty_max || self.forest.pressure();
-        self.since_freeze.get() > 0
-            && (full || dirty || self.checkpoint_wanted.get() || self.journal.is_short())
+        self.since_freeze.get() > 0 && (full || dirty || short || self.checkpoint_wanted.get())
     }
 
     pub(crate) fn kick_checkpoint(&self) {
@@ -530,6 +557,17 @@ impl Core {
         result.await.unwrap_or(Err(StoreError::Closed))
     }
 
+    /// Empties a journal that has no room for another record: starts that did not live long enough for a
+    /// checkpoint filled it. Both superblock slots hold this mount's trees by now, so that nothing can fall
+    /// back behind them, and the new superblock needs nothing of the old journal: its room is taken before
+    /// the record that names it is written.
+    async fn fold(&self) -> Result<(), StoreError> {
+        self.folding.set(true);
+        let result = self.checkpoint().await;
+        self.folding.set(false);
+        result
+    }
+
     /// One checkpoint; waits for one that runs.
     async fn checkpoint(&self) -> Result<(), StoreError> {
         while self.checkpoint_running.get() {
@@ -543,7 +581,7 @@ impl Core {
         let (meta, forest) = (&self.regions.meta, &self.forest);
         let pace = (!self.closed.get() && !self.journal.is_short()).then_some(PACE);
         let result =
-            checkpoint::checkpoint(&self.ctx, meta, &self.arena, forest, &previous, self, pace).await;
+            checkpoint::checkpoint(&self.ctx, meta, &self.meta_arena, forest, &previous, self, pace).await;
         self.checkpoint_running.set(false);
         let result = match result {
             Ok(next) => {
@@ -561,6 +599,12 @@ impl Core {
         self.journal.short.notify_all();
         result
     }
+}
+
+fn own_arena(limits: &Limits) -> Result<Arena, OpenError> {
+    let limit = usize::try_from(limits.meta_arena).unwrap_or(usize::MAX);
+    Arena::new(ArenaConfig { limit })
+        .map_err(|e| OpenError::Limits { why: format!("no memory for the meta region's I/O: {e}") })
 }
 
 /// Payload of a transaction with one small intent, in bytes.
@@ -595,6 +639,9 @@ impl Checkpointed for Core {
     }
 
     async fn name(&self, superblock: &Superblock) -> Result<(), StoreError> {
+        if self.folding.get() {
+            self.journal.trim(self.stamped.get());
+        }
         self.name_generation(superblock.generation).await
     }
 }
@@ -604,5 +651,12 @@ impl Store {
     /// Whether no background work is left.
     pub(crate) fn is_idle(&self) -> bool {
         self.0.chores.borrow().is_empty() && !self.0.chore_running.get()
+    }
+
+    /// Journal bytes promised, bytes of pinned nodes, tasks that wait for the journal.
+    pub(crate) fn leftovers(&self) -> (u64, u64, usize) {
+        let journal = &self.0.journal;
+        let waiting = usize::from(journal.is_short());
+        (journal.taken() - journal.used(), self.0.forest.cache_stats().pinned_bytes, waiting)
     }
 }

@@ -18,6 +18,9 @@ pub const FORMAT_VERSION: u32 = 1;
 /// Longest name of a target, in bytes of UTF-8.
 pub const NAME_MAX: usize = 64;
 
+/// Highest generation, epoch and lsn: nobody counts that far, so adding to them never overflows.
+pub(crate) const COUNT_MAX: u64 = u64::MAX >> 8;
+
 const MAGIC: [u8; 8] = *b"COBALTSB";
 /// Ties the checksum to this structure: no other checksummed bytes pass for a superblock.
 const SEED: u64 = 0x636f_6261_6c74_5342;
@@ -278,8 +281,17 @@ fn decode(disk: &Disk, region_len: u64) -> Result<Superblock, String> {
     if bitmap.area > 1 || bitmap.len != geometry.bitmap_len {
         return Err(format!("{bitmap:?} does not fit the layout"));
     }
-    if disk.journal_offset.get() >= geometry.journal_len || disk.data_free > disk.data_blocks {
-        return Err("journal offset or free data blocks are out of range".into());
+    let offset = disk.journal_offset.get();
+    let data_blocks = disk.data_blocks.get();
+    if offset >= geometry.journal_len || !offset.is_multiple_of(BLOCK_SIZE) {
+        return Err(format!("journal offset {offset} is out of range"));
+    }
+    if data_blocks == 0 || disk.data_free.get() > data_blocks {
+        return Err(format!("{} of {data_blocks} data blocks are free", disk.data_free.get()));
+    }
+    let counts = [disk.generation, disk.mount_epoch, disk.epoch_start, disk.checkpoint_lsn];
+    if counts.iter().any(|count| count.get() > COUNT_MAX) {
+        return Err("a generation, epoch or lsn is out of range".into());
     }
     Ok(Superblock {
         target: Uuid::from_bytes(disk.target),

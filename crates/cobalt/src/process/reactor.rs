@@ -11,7 +11,7 @@ use crate::control;
 use cobalt_cas::limits::CollectorLimits;
 use cobalt_cas::{Cas, CasService, SoleReplica};
 use cobalt_client::{Client, ClientConfig, Handle, LayoutConfig, PeerConfig};
-use cobalt_dma::Arena;
+use cobalt_dma::{Arena, ArenaConfig};
 use cobalt_fabric::{LocalNet, PeerAddr, TcpTransport, Transport};
 use cobalt_ios::Ios;
 use cobalt_reactor::{Ctx, JoinHandle, mailbox};
@@ -292,11 +292,14 @@ async fn listen(
 }
 
 async fn open_targets(ctx: &Ctx, arena: &Arena, plan: &Plan) -> Vec<Target> {
+    let each = usize::try_from(cobalt_store::META_ARENA).unwrap_or(usize::MAX);
+    let limit = each.saturating_mul(plan.process.targets.len().max(1));
     let opening = Opening {
         cluster: plan.id.cluster,
         cache: plan.process.cache.value.0,
         volatile_cache: plan.volatile_cache,
         read_only: false,
+        meta_arena: Arena::new(ArenaConfig { limit }).ok(),
     };
     let opening = &opening;
     let open = plan.process.targets.iter().map(|target| async move {

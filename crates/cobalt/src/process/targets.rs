@@ -39,6 +39,8 @@ pub struct Opening {
     /// A volatile cache of this size over every device, for tests.
     pub volatile_cache: Option<ByteSize>,
     pub read_only: bool,
+    /// Memory for the I/O of all meta regions; without it, each target makes its own.
+    pub meta_arena: Option<Arena>,
 }
 
 impl Opening {
@@ -46,7 +48,12 @@ impl Opening {
     fn options(&self) -> OpenOptions {
         let limits =
             Limits { node_cache: self.cache, dirty_max: self.cache / DIRTY_SHARE, ..Limits::default() };
-        OpenOptions { cluster: Some(self.cluster), limits, read_only: self.read_only }
+        OpenOptions {
+            cluster: Some(self.cluster),
+            limits,
+            read_only: self.read_only,
+            meta_arena: self.meta_arena.clone(),
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! are seeded from the superblock and it carries its own ring offset, so that no payload and no record
 //! of another target or place passes for it.
 
+use crate::superblock::COUNT_MAX;
 use cobalt_base::{BLOCK_SIZE, Corrupt, checksum::xxh3};
 use uuid::Uuid;
 use zerocopy::little_endian::{U32, U64};
@@ -134,7 +135,11 @@ impl Header {
             return Err(bad(format!("says that it lies at {:#x}", header.offset)));
         }
         let last = header.first.checked_add(u64::from(header.count)).and_then(|next| next.checked_sub(1));
-        if header.first == 0 || last != Some(disk.last.get()) || header.durable >= header.first {
+        if header.first == 0
+            || last != Some(disk.last.get())
+            || header.durable >= header.first
+            || [header.first, header.epoch, header.named].iter().any(|count| *count > COUNT_MAX)
+        {
             return Err(bad("its lsns do not agree".into()));
         }
         if header.record_len() > ring {

@@ -157,6 +157,11 @@ impl Journal {
         self.taken() + bytes + keep <= self.len
     }
 
+    /// Whether there is room for a record beside what deletes and checkpoints are promised.
+    pub(crate) fn has_room_to_spare(&self) -> bool {
+        self.fits(TxClass::Delete, BLOCK_SIZE)
+    }
+
     /// Promises space for a transaction of `payload` bytes, waiting for a checkpoint if need be.
     ///
     /// # Errors

@@ -33,6 +33,8 @@ pub struct State {
     pub bad_read: Cell<Option<u64>>,
     /// Longest time of an operation, in microseconds.
     pub slow_us: Cell<u64>,
+    /// Time of a flush on top of that, in microseconds.
+    pub slow_flush_us: Cell<u64>,
 }
 
 impl TestDev {
@@ -51,6 +53,12 @@ impl TestDev {
         *state.current.borrow_mut() = image;
         state.slow_us.set(20);
         TestDev { ctx: ctx.clone(), identify, state: Rc::new(state) }
+    }
+
+    /// Takes transfers of this length.
+    pub fn with_transfer(mut self, bytes: u32) -> TestDev {
+        self.identify.transfer_max = bytes;
+        self
     }
 
     pub fn state(&self) -> Rc<State> {
@@ -162,7 +170,8 @@ impl Bdev for TestDev {
             state.note(*offset, &bytes);
         }
         drop(self.ctx.spawn(async move {
-            let us = ctx.random_u64() % state.slow_us.get().max(1);
+            let flush = if matches!(io.op, Op::Flush) { state.slow_flush_us.get() } else { 0 };
+            let us = ctx.random_u64() % state.slow_us.get().max(1) + flush;
             ctx.sleep(Duration::from_micros(us)).await;
             let result = state.run(io.op);
             io.done.send(result);

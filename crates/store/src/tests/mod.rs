@@ -5,5 +5,6 @@ mod rig;
 
 mod crash;
 mod damage;
+mod hostile;
 mod model;
 mod write_path;
