@@ -19,6 +19,9 @@ use cobalt_reactor::Step;
 use cobalt_reactor::sync::{OneSender, oneshot};
 use std::rc::Rc;
 
+/// Nodes that one transaction may miss, one after the other, before it is refused.
+const ATTEMPTS_MAX: usize = 4096;
+
 type Decide = Box<dyn Fn(&CtgView) -> Result<Vec<CtgOp>, Miss>>;
 
 /// What a transaction wants: known before, or decided when it takes its lsn.
@@ -206,7 +209,7 @@ impl Core {
     }
 
     async fn judge(&self, group: &Group, work: &Work, lsn: Lsn) -> Result<Judged, StoreError> {
-        loop {
+        for _ in 0..ATTEMPTS_MAX {
             let mut fx = Effects::default();
             let attempt = self.attempt(group, work, lsn, &mut fx);
             let halt = match attempt {
@@ -227,6 +230,7 @@ impl Core {
                 Halt::Corrupt(corrupt) => return Err(corrupt.into()),
             }
         }
+        Ok(Judged::Refused(StoreError::Invalid("a decision looks at more than the node cache holds".into())))
     }
 
     fn attempt(&self, group: &Group, work: &Work, lsn: Lsn, fx: &mut Effects) -> Result<Vec<Intent>, Halt> {

@@ -53,7 +53,7 @@ impl Store {
             intents: Vec::new(),
             reservations: Vec::new(),
             room,
-            epoch: core.forest.epoch(),
+            epoch: core.forest.long_epoch(),
             near: None,
         })
     }

@@ -653,6 +653,11 @@ impl Store {
         self.0.chores.borrow().is_empty() && !self.0.chore_running.get()
     }
 
+    /// Bytes of nodes in memory.
+    pub(crate) fn cache_bytes(&self) -> u64 {
+        self.0.forest.cache_stats().bytes
+    }
+
     /// Journal bytes promised, bytes of pinned nodes, tasks that wait for the journal.
     pub(crate) fn leftovers(&self) -> (u64, u64, usize) {
         let journal = &self.0.journal;

@@ -260,6 +260,23 @@ mod tests {
     }
 
     #[test]
+    fn a_record_of_another_past_is_not_redone_although_its_numbers_fit() {
+        for hurt in 2..5usize {
+            let mut found = ring(5);
+            // The write of the record was lost; what lies there is whole, and has the lsn and the place.
+            found[hurt - 1].header.chain ^= 1;
+            let verdict = decide(anchor(), RING, &found);
+            let have = hurt as u64 - 1;
+            assert!(matches!(verdict, Err(Stop::Lost { floor: 4, have: h, .. }) if h == have), "{verdict:?}");
+        }
+        let mut found = ring(5);
+        found[4].header.chain ^= 1;
+        assert_eq!(decide(anchor(), RING, &found).expect("nothing says that it was durable").next_lsn, 5);
+        let elsewhere = Anchor { chain: 99, ..anchor() };
+        assert!(decide(elsewhere, RING, &ring(5)).is_err());
+    }
+
+    #[test]
     fn an_older_superblock_than_a_kept_record_names_stops() {
         let mut found = ring(4);
         found[2].header.named = 2;

@@ -23,7 +23,10 @@ pub struct State {
     /// What a power cut leaves for certain.
     durable: RefCell<Vec<u8>>,
     /// Sectors written and not flushed, with all that a power cut may leave there.
-    unflushed: RefCell<BTreeMap<usize, Vec<[u8; SECTOR]>>>,
+    unflushed: RefCell<BTreeMap<usize, Vec<Version>>>,
+    /// For each sector, the order number of the completed write that is durable.
+    durable_order: RefCell<BTreeMap<usize, u64>>,
+    clock: Cell<u64>,
     pub flushes: Cell<u64>,
     pub writes: Cell<u64>,
     /// Fails the flush or write when this many more were done.
@@ -36,6 +39,17 @@ pub struct State {
     /// Time of a flush on top of that, in microseconds.
     pub slow_flush_us: Cell<u64>,
 }
+
+/// What a write makes of a sector.
+struct Version {
+    write: u64,
+    /// Order number of its completion; 0 while it is under way.
+    order: u64,
+    bytes: [u8; SECTOR],
+}
+
+/// What a flush covers: the writes that were complete when it was submitted, and none that came later.
+type Covered = Vec<(usize, u64, [u8; SECTOR])>;
 
 impl TestDev {
     pub fn new(ctx: &Ctx, image: Vec<u8>) -> TestDev {
@@ -81,7 +95,7 @@ impl State {
             }
             let pick =
                 if mode == 1 { versions.len() - 1 } else { ctx.random_u64() as usize % versions.len() };
-            image[sector * SECTOR..][..SECTOR].copy_from_slice(&versions[pick]);
+            image[sector * SECTOR..][..SECTOR].copy_from_slice(&versions[pick].bytes);
         }
         image
     }
@@ -96,15 +110,62 @@ impl State {
         self.current.borrow().clone()
     }
 
-    fn note(&self, offset: u64, bytes: &[u8]) {
+    fn tick(&self) -> u64 {
+        self.clock.set(self.clock.get() + 1);
+        self.clock.get()
+    }
+
+    /// A write is on its way; its number.
+    fn note(&self, offset: u64, bytes: &[u8]) -> u64 {
+        let write = self.tick();
         let mut unflushed = self.unflushed.borrow_mut();
         for (i, sector) in bytes.chunks_exact(SECTOR).enumerate() {
             let entry = unflushed.entry(offset as usize / SECTOR + i).or_default();
-            entry.push(sector.try_into().unwrap());
+            entry.push(Version { write, order: 0, bytes: sector.try_into().unwrap() });
+        }
+        write
+    }
+
+    fn complete(&self, write: u64, offset: u64, len: usize) {
+        let order = self.tick();
+        let mut unflushed = self.unflushed.borrow_mut();
+        for sector in offset as usize / SECTOR..(offset as usize + len) / SECTOR {
+            let versions = unflushed.get_mut(&sector).into_iter().flatten();
+            for version in versions.filter(|v| v.write == write) {
+                version.order = order;
+            }
         }
     }
 
-    fn run(&self, op: Op) -> Result<Option<cobalt_dma::Buf>, IoError> {
+    fn covered(&self) -> Covered {
+        let mut covered = Vec::new();
+        for (sector, versions) in self.unflushed.borrow().iter() {
+            if let Some(last) = versions.iter().filter(|v| v.order > 0).max_by_key(|v| v.order) {
+                covered.push((*sector, last.order, last.bytes));
+            }
+        }
+        covered
+    }
+
+    fn make_durable(&self, covered: Covered) {
+        let mut unflushed = self.unflushed.borrow_mut();
+        for (sector, order, bytes) in covered {
+            let mut orders = self.durable_order.borrow_mut();
+            let durable = orders.entry(sector).or_default();
+            if *durable < order {
+                *durable = order;
+                self.durable.borrow_mut()[sector * SECTOR..][..SECTOR].copy_from_slice(&bytes);
+            }
+            if let Some(versions) = unflushed.get_mut(&sector) {
+                versions.retain(|v| v.order == 0 || v.order > order);
+                if versions.is_empty() {
+                    unflushed.remove(&sector);
+                }
+            }
+        }
+    }
+
+    fn run(&self, op: Op, write: u64, covered: Covered) -> Result<Option<cobalt_dma::Buf>, IoError> {
         let failed = |op, offset| Err(IoError::Failed { op, offset, len: 0, reason: "injected".into() });
         let due = |cell: &Cell<Option<u64>>| match cell.get() {
             Some(0) => true,
@@ -130,11 +191,12 @@ impl State {
                 }
                 let bytes: Vec<u8> = data.iter().flat_map(|s| s.iter().copied()).collect();
                 let range = offset as usize..offset as usize + bytes.len();
-                self.current.borrow_mut()[range.clone()].copy_from_slice(&bytes);
+                self.current.borrow_mut()[range].copy_from_slice(&bytes);
+                self.complete(write, offset, bytes.len());
                 if fua {
-                    self.durable.borrow_mut()[range.clone()].copy_from_slice(&bytes);
-                    let sectors = range.start / SECTOR..range.end / SECTOR;
-                    self.unflushed.borrow_mut().retain(|s, _| !sectors.contains(s));
+                    let sectors = offset as usize / SECTOR..(offset as usize + bytes.len()) / SECTOR;
+                    let own = self.covered().into_iter().filter(|(s, ..)| sectors.contains(s)).collect();
+                    self.make_durable(own);
                 }
                 Ok(None)
             }
@@ -143,8 +205,7 @@ impl State {
                 if due(&self.fail_flush_in) {
                     return failed("flush", 0);
                 }
-                self.durable.borrow_mut().clone_from(&self.current.borrow());
-                self.unflushed.borrow_mut().clear();
+                self.make_durable(covered);
                 Ok(None)
             }
             Op::Deallocate { offset, len } => {
@@ -165,15 +226,20 @@ impl Bdev for TestDev {
     fn submit(&self, io: Io) {
         let (state, ctx) = (self.state.clone(), self.ctx.clone());
         // From now on a power cut may find it on the device, complete or not.
-        if let Op::Write { offset, data, .. } = &io.op {
-            let bytes: Vec<u8> = data.iter().flat_map(|s| s.iter().copied()).collect();
-            state.note(*offset, &bytes);
+        let (mut write, mut covered) = (0, Vec::new());
+        match &io.op {
+            Op::Write { offset, data, .. } => {
+                let bytes: Vec<u8> = data.iter().flat_map(|s| s.iter().copied()).collect();
+                write = state.note(*offset, &bytes);
+            }
+            Op::Flush => covered = state.covered(),
+            _ => {}
         }
         drop(self.ctx.spawn(async move {
             let flush = if matches!(io.op, Op::Flush) { state.slow_flush_us.get() } else { 0 };
             let us = ctx.random_u64() % state.slow_us.get().max(1) + flush;
             ctx.sleep(Duration::from_micros(us)).await;
-            let result = state.run(io.op);
+            let result = state.run(io.op, write, covered);
             io.done.send(result);
         }));
     }

@@ -307,3 +307,53 @@ fn a_full_meta_region_can_be_emptied() {
         assert!(rig.store.ctg().get(1, &key).await.unwrap().is_some());
     });
 }
+
+#[test]
+fn what_a_checkpoint_will_free_is_not_called_full() {
+    run(9, async |ctx| {
+        let limits = Limits { node_cache: 8 << 20, dirty_max: 4 << 20, ..Limits::tiny() };
+        let rig = Rig::with(&ctx, limits).await;
+        let row = |n: u32| [&n.wrapping_mul(0x9e37_79b9).to_be_bytes()[..], &[3; 500]].concat();
+        let put = move |n: u32| {
+            let op = CtgOp::Put { ctg: 1, key: row(n), value: vec![1; 600] };
+            move |_: &crate::CtgView| Ok((vec![op.clone()], ()))
+        };
+        for n in 0..800 {
+            rig.store.ctg().transact(put(n)).await.unwrap();
+        }
+        let mut tasks = Vec::new();
+        for task in 0..24u32 {
+            let (ctg, ctx) = (rig.store.ctg(), ctx.clone());
+            tasks.push(ctx.clone().spawn(async move {
+                for _ in 0..60 {
+                    let n = u32::try_from(ctx.random_u64() % 800).unwrap();
+                    ctg.transact(put(n)).await.map_err(|e| format!("task {task}: {e}")).unwrap();
+                }
+            }));
+        }
+        for task in tasks {
+            ctx.timeout(Duration::from_secs(600), task).await.expect("nobody hangs");
+        }
+        rig.assert_clean("overwritten many times").await;
+    });
+}
+
+#[test]
+fn a_slow_peer_does_not_hold_the_cache() {
+    run(10, async |ctx| {
+        let rig =
+            Rig::with(&ctx, Limits { node_cache: 256 << 10, dirty_max: 64 << 10, ..Limits::tiny() }).await;
+        let bytes = pattern(1, CHUNK);
+        let slow = ready(&rig.store, fid(1, 1), &bytes, rig.slice(&bytes)).await;
+        let row = |n: u32| [&n.wrapping_mul(0x9e37_79b9).to_be_bytes()[..], &[3; 300]].concat();
+        for n in 0..1500 {
+            let op = CtgOp::Put { ctg: 1, key: row(n), value: vec![1; 300] };
+            rig.store.ctg().transact(move |_| Ok((vec![op.clone()], ()))).await.unwrap();
+            let held = rig.store.cache_bytes();
+            assert!(held < 2 * rig.limits.node_cache, "{held} bytes of nodes after {n} entries");
+        }
+        rig.store.commit(slow.0, slow.1).await.unwrap();
+        assert_eq!(rig.read(fid(1, 1), 0, CHUNK).await.unwrap(), bytes);
+        assert_eq!(rig.store.counters().apply_misses, 0);
+    });
+}

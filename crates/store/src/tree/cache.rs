@@ -3,7 +3,7 @@
 //! Dirty and frozen nodes exist nowhere else, and what an open transaction touched must still be
 //! there when it is applied; the rest is a copy of the disk.
 
-use super::limits::{CLEAN_MIN, EVICT_STEPS_MAX};
+use super::limits::{CLEAN_MIN, EVICT_STEPS_MAX, PINNED_PERCENT};
 use super::node::Node;
 use slab::Slab;
 use std::cell::Cell;
@@ -84,7 +84,8 @@ pub struct CacheStats {
 #[derive(Default)]
 struct Epochs {
     count: u64,
-    open: BTreeMap<u64, u32>,
+    /// Each with whether it may be ended early.
+    open: BTreeMap<u64, bool>,
     bytes: BTreeMap<u64, u64>,
     total: u64,
 }
@@ -107,11 +108,18 @@ impl Epochs {
         }
     }
     fn close(&mut self, epoch: u64) {
-        let users = self.open.get_mut(&epoch).expect("a guard closes an epoch that it opened");
-        *users -= 1;
-        if *users == 0 {
-            self.open.remove(&epoch);
+        self.open.remove(&epoch);
+        self.let_go();
+    }
+    /// Ends the oldest epochs that may be ended early, until the rest hold at most `bytes`.
+    fn expire(&mut self, bytes: u64) {
+        while self.total > bytes
+            && let Some((&oldest, true)) = self.open.first_key_value()
+        {
+            self.close(oldest);
         }
+    }
+    fn let_go(&mut self) {
         let oldest = self.open.first_key_value().map_or(u64::MAX, |(oldest, _)| *oldest);
         while let Some(first) = self.bytes.first_entry()
             && *first.key() < oldest
@@ -240,9 +248,9 @@ impl Cache {
         }
     }
 
-    pub fn open_epoch(&mut self) -> u64 {
+    pub fn open_epoch(&mut self, may_expire: bool) -> u64 {
         self.epochs.count += 1;
-        *self.epochs.open.entry(self.epochs.count).or_default() += 1;
+        self.epochs.open.insert(self.epochs.count, may_expire);
         self.epochs.count
     }
 
@@ -349,6 +357,7 @@ impl Cache {
 
     /// Makes room for one more node, as far as the clock finds nodes that may go.
     pub fn evict(&mut self) {
+        self.epochs.expire(self.limit / 100 * PINNED_PERCENT);
         for _ in 0..EVICT_STEPS_MAX {
             let bytes = (self.entries.len() as u64 + 1) * self.node_size;
             let clean = self.entries.len() - self.dirty.len() - self.frozen;

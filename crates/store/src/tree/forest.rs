@@ -184,7 +184,14 @@ impl Forest {
 
     /// Begins an epoch: what is touched while it is open stays in the cache.
     pub fn epoch(&self) -> EpochGuard {
-        let epoch = self.0.inner.borrow_mut().cache.open_epoch();
+        let epoch = self.0.inner.borrow_mut().cache.open_epoch(false);
+        EpochGuard { shared: self.0.clone(), epoch }
+    }
+
+    /// The same for an open transaction, which may stay open long: the epoch ends early when too much is held.
+    /// What the transaction touched is then loaded again when it takes its lsn.
+    pub fn long_epoch(&self) -> EpochGuard {
+        let epoch = self.0.inner.borrow_mut().cache.open_epoch(true);
         EpochGuard { shared: self.0.clone(), epoch }
     }
 

@@ -9,6 +9,9 @@ pub const HEIGHT_MAX: u32 = 24;
 pub const CLEAN_MIN: usize = HEIGHT_MAX as usize;
 /// Steps of the eviction clock for one node that comes in.
 pub const EVICT_STEPS_MAX: usize = 256;
+/// Share of the cache, in percent, that the epochs of open transactions may pin before the oldest of them end early:
+/// a peer that is slow to give its bytes does not hold the cache.
+pub const PINNED_PERCENT: u64 = 25;
 /// Empty leaves that wait for their turn to be unlinked; more are left for a later delete to find.
 pub const EMPTIES_MAX: usize = 1024;
 /// Findings that one verification keeps.
