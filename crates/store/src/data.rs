@@ -226,10 +226,13 @@ impl Core {
         });
         let region = &self.regions.data;
         let all = join_all(writes.into_iter().map(|(at, data)| region.write(at, data, false))).await;
-        for result in all {
-            result.map_err(|e| self.data_error("data write", &e))?;
+        // Every error is looked at: a full host beside it does not excuse a device that failed.
+        let errors = all.into_iter().filter_map(Result::err);
+        let errors: Vec<_> = errors.map(|e| self.data_error("data write", &e)).collect();
+        if let Some(error) = errors.into_iter().max_by_key(|e| matches!(e, StoreError::Failed { .. })) {
+            return Err(error);
         }
-        self.flusher.flush().await.map_err(|e| self.data_error("flush of the data region", &e))?;
+        self.flusher.flush().await.map_err(|e| self.failure("flush of the data region", &e))?;
         self.count(|c| c.data_flushes = self.flusher.0.flushes.get());
         Ok(())
     }
@@ -238,6 +241,11 @@ impl Core {
         if matches!(error, IoError::HostFull { .. }) {
             return StoreError::HostFull;
         }
+        self.failure(what, error)
+    }
+
+    /// What a failed flush left is unknown, also when it was for want of room.
+    fn failure(&self, what: &str, error: &IoError) -> StoreError {
         let why = format!("{what} failed: {error}");
         self.fail(&why);
         StoreError::Failed { why }

@@ -129,6 +129,7 @@ impl Store {
             return Ok(store);
         }
         let core = &store.0;
+        let mut opening = Opening(Some(core.clone()));
         drop(core.ctx.spawn(core.clone().commit_loop()));
         // The superblock that recovery wrote is named before anything is reused.
         if core.journal.has_room_to_spare() {
@@ -138,6 +139,7 @@ impl Store {
         }
         drop(core.ctx.spawn(core.clone().checkpoint_loop()));
         drop(core.ctx.spawn(core.clone().chore_loop()));
+        opening.0 = None;
         Ok(store)
     }
 
@@ -296,6 +298,7 @@ impl Core {
             position: journal.head(),
             chain: journal.chain.get(),
         };
+        let ctx_random = ctx.random_u64();
         Rc::new(Core {
             flusher: Flusher::new(ctx.clone(), regions.data.clone()),
             reads: Semaphore::new(limits.reads),
@@ -327,7 +330,8 @@ impl Core {
             checkpoint_running: Cell::new(false),
             folding: Cell::new(false),
             checkpoint_done: Notify::default(),
-            next_tx: Cell::new(1),
+            // Somewhere: a proof of one target's transaction is none of another's.
+            next_tx: Cell::new(ctx_random >> 1),
             counters: Cell::default(),
             limits,
         })
@@ -598,6 +602,17 @@ impl Core {
         self.checkpoint_done.notify_all();
         self.journal.short.notify_all();
         result
+    }
+}
+
+/// A start that is given up half-way leaves no task behind that could still write.
+struct Opening(Option<Rc<Core>>);
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        if let Some(core) = &self.0 {
+            core.fail("its start was given up");
+        }
     }
 }
 

@@ -32,6 +32,8 @@ pub struct State {
     /// Fails the flush or write when this many more were done.
     pub fail_flush_in: Cell<Option<u64>>,
     pub fail_write_in: Cell<Option<u64>>,
+    /// Those failures are for want of room on the host.
+    pub host_full: Cell<bool>,
     /// Reads of this byte fail.
     pub bad_read: Cell<Option<u64>>,
     /// Longest time of an operation, in microseconds.
@@ -166,7 +168,10 @@ impl State {
     }
 
     fn run(&self, op: Op, write: u64, covered: Covered) -> Result<Option<cobalt_dma::Buf>, IoError> {
-        let failed = |op, offset| Err(IoError::Failed { op, offset, len: 0, reason: "injected".into() });
+        let failed = |op, offset| match self.host_full.get() {
+            true => Err(IoError::HostFull { offset, len: 0 }),
+            false => Err(IoError::Failed { op, offset, len: 0, reason: "injected".into() }),
+        };
         let due = |cell: &Cell<Option<u64>>| match cell.get() {
             Some(0) => true,
             Some(n) => {

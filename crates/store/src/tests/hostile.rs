@@ -269,6 +269,22 @@ fn a_journal_that_starts_left_full_does_not_stop_the_next_start() {
             scope.kill();
             images = (meta.cut(&ctx, 0), data.cut(&ctx, 0));
         }
+        // Others end in the middle of the start, at any moment.
+        let mut whole = 0u32;
+        for _ in 0..150 {
+            let (regions, meta, data) = super::rig::devices(&ctx, images.0, images.1);
+            let scope = ctx.scope();
+            let options = OpenOptions { limits: rig.limits.clone(), ..Default::default() };
+            let open = Store::open(scope.ctx(), regions, rig.arena.clone(), options);
+            if let Ok(opened) = ctx.timeout(Duration::from_micros(ctx.random_u64() % 300), open).await {
+                opened.unwrap();
+                whole += 1;
+            }
+            scope.kill();
+            let modes = (ctx.random_u64() % 5, ctx.random_u64() % 5);
+            images = (meta.cut(&ctx, modes.0), data.cut(&ctx, modes.1));
+        }
+        assert!((20..140).contains(&whole), "{whole} starts came to their end");
         let rig = rig.boot(images).await.unwrap();
         for n in 0..6 {
             assert_eq!(rig.read(fid(1, n + 1), 0, CHUNK).await.unwrap(), pattern(n, CHUNK));
@@ -355,5 +371,83 @@ fn a_slow_peer_does_not_hold_the_cache() {
         rig.store.commit(slow.0, slow.1).await.unwrap();
         assert_eq!(rig.read(fid(1, 1), 0, CHUNK).await.unwrap(), bytes);
         assert_eq!(rig.store.counters().apply_misses, 0);
+    });
+}
+
+#[test]
+fn no_room_of_the_ring_is_reused_before_the_superblock_is_durable() {
+    for seed in 0..12 {
+        run(seed, async move |ctx| {
+            let rig = Rig::new(&ctx).await;
+            rig.meta.slow_flush_us.set(20_000);
+            let acked = Rc::new(std::cell::RefCell::new(vec![0u64; 12]));
+            for cob in 0..12u64 {
+                let (store, arena, acked) = (rig.store.clone(), rig.arena.clone(), acked.clone());
+                drop(rig.scope_ctx().spawn(async move {
+                    for n in 1.. {
+                        put(&store, &arena, fid(1, cob + 1), 0, &pattern(cob * 10_000 + n, CHUNK))
+                            .await
+                            .unwrap();
+                        acked.borrow_mut()[cob as usize] = n;
+                    }
+                }));
+            }
+            ctx.sleep(Duration::from_micros(60_000 + ctx.random_u64() % 120_000)).await;
+            let rig = rig.crash(seed % 5).await;
+            for cob in 0..12u64 {
+                let n = acked.borrow()[cob as usize];
+                let found = rig.read(fid(1, cob + 1), 0, CHUNK).await.unwrap();
+                let known = [n, n + 1].iter().any(|n| found == pattern(cob * 10_000 + n, CHUNK));
+                assert!(known && n > 0, "cob {cob}: acknowledged {n}");
+            }
+        });
+    }
+}
+
+#[test]
+fn writes_share_flushes_and_none_counts_that_began_before() {
+    for seed in 0..4 {
+        run(seed, async move |ctx| {
+            let rig = Rig::new(&ctx).await;
+            rig.data.slow_flush_us.set(5_000);
+            let mut tasks = Vec::new();
+            for n in 0..8u64 {
+                let (store, arena, ctx) = (rig.store.clone(), rig.arena.clone(), ctx.clone());
+                tasks.push(rig.scope_ctx().spawn(async move {
+                    ctx.sleep(Duration::from_micros(n * 300)).await;
+                    put(&store, &arena, fid(1, n + 1), 0, &pattern(n, CHUNK)).await.unwrap();
+                    n
+                }));
+            }
+            let first = tasks.remove(0).await;
+            // The others' data was written while the first one's flush ran. None of them is through.
+            assert_eq!(first, 0);
+            for n in 1..8 {
+                assert!(rig.store.cob_stat(fid(1, n + 1)).await.unwrap().is_none(), "write {n} came through");
+            }
+            for task in tasks {
+                task.await;
+            }
+            assert!(rig.store.counters().data_flushes <= 3, "{:?}", rig.store.counters());
+        });
+    }
+}
+
+#[test]
+fn a_full_host_refuses_a_write_and_a_flush_that_fails_for_it_ends_the_target() {
+    run(12, async |ctx| {
+        let rig = Rig::new(&ctx).await;
+        let start = rig.store.space();
+        let bytes = pattern(1, CHUNK);
+        rig.data.host_full.set(true);
+        rig.data.fail_write_in.set(Some(0));
+        assert_eq!(rig.put(fid(1, 1), 0, &bytes).await, Err(StoreError::HostFull));
+        assert_eq!(rig.store.space(), start);
+        rig.data.fail_write_in.set(None);
+        rig.put(fid(1, 1), 0, &bytes).await.unwrap();
+        rig.data.fail_flush_in.set(Some(0));
+        assert!(matches!(rig.put(fid(1, 2), 0, &bytes).await, Err(StoreError::Failed { .. })));
+        rig.data.fail_flush_in.set(None);
+        assert!(matches!(rig.put(fid(1, 2), 0, &bytes).await, Err(StoreError::Failed { .. })));
     });
 }

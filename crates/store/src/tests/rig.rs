@@ -103,8 +103,10 @@ impl Rig {
 
     /// A power cut, a check, and the next start.
     pub async fn crash(self, mode: u64) -> Rig {
+        let epoch = self.store.status().epoch;
         let images = self.cut(mode);
         let next = self.boot(images).await.unwrap();
+        assert!(next.store.status().epoch > epoch, "each mount is told from those before it");
         next.assert_clean("after a crash").await;
         next
     }
