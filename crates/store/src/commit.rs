@@ -21,6 +21,8 @@ use std::rc::Rc;
 
 /// Nodes that one transaction may miss, one after the other, before it is refused.
 const ATTEMPTS_MAX: usize = 4096;
+/// Checkpoints that a transaction waits for, one after the other, before the meta region counts as full for it.
+const WAITS_MAX: u32 = 64;
 
 type Decide = Box<dyn Fn(&CtgView) -> Result<Vec<CtgOp>, Miss>>;
 
@@ -39,11 +41,13 @@ pub(crate) struct Work {
     pub(crate) reservations: Vec<Rc<Reservation>>,
     pub(crate) epoch: Option<EpochGuard>,
     reply: Option<OneSender<Result<Lsn, StoreError>>>,
+    /// Checkpoints it has waited for, for node blocks.
+    waited: u32,
 }
 
 impl Work {
     pub(crate) fn new(class: TxClass, kind: Kind, room: Option<crate::journal::ring::Room>) -> Work {
-        Work { class, kind, _room: room, reservations: Vec::new(), epoch: None, reply: None }
+        Work { class, kind, _room: room, reservations: Vec::new(), epoch: None, reply: None, waited: 0 }
     }
 
     fn answer(&mut self, result: Result<Lsn, StoreError>) {
@@ -83,7 +87,9 @@ impl Core {
     /// goes away, the transaction runs on.
     pub(crate) async fn submit(&self, mut work: Work) -> Result<Lsn, StoreError> {
         self.alive()?;
-        if work.class != TxClass::Checkpoint && self.queue.borrow().len() >= self.limits.queue_txs {
+        if work.class != TxClass::Checkpoint
+            && self.queue.borrow().len() + self.parked.borrow().len() >= self.limits.queue_txs
+        {
             return Err(StoreError::Busy);
         }
         let (reply, answer) = oneshot();
@@ -132,7 +138,8 @@ impl Core {
             }
             self.group_done.notify_all();
         }
-        let left: Vec<Work> = self.queue.borrow_mut().drain(..).collect();
+        let mut left: Vec<Work> = self.queue.borrow_mut().drain(..).collect();
+        left.extend(self.parked.borrow_mut().drain(..));
         let why = self.alive().err().unwrap_or(StoreError::Closed);
         for mut work in left {
             work.answer(Err(why.clone()));
@@ -184,7 +191,7 @@ impl Core {
             if group.members.len() >= self.limits.group_txs {
                 return Ok(());
             }
-            let Some(work) = self.queue.borrow_mut().pop_front() else { return Ok(()) };
+            let Some(mut work) = self.queue.borrow_mut().pop_front() else { return Ok(()) };
             let lsn = Lsn(group.first + u64::from(group.count));
             match self.judge(group, &work, lsn).await? {
                 Judged::Wants(intents, fx) if intents.is_empty() => {
@@ -196,6 +203,13 @@ impl Core {
                     group.count += 1;
                     group.named = group.named.max(fx.named);
                     group.members.push(Member { work, result: Ok(lsn), fx });
+                }
+                Judged::Refused(StoreError::MetaFull)
+                    if work.waited < WAITS_MAX && self.checkpoint_frees() =>
+                {
+                    // What the next checkpoint gives back may do.
+                    work.waited += 1;
+                    self.parked.borrow_mut().push_back(work);
                 }
                 Judged::Refused(error) => {
                     group.members.push(Member { work, result: Err(error), fx: Effects::default() });

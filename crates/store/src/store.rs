@@ -66,6 +66,8 @@ pub(crate) struct Core {
     pub since_freeze: Cell<u64>,
     stamped: Cell<u64>,
     pub queue: RefCell<VecDeque<Work>>,
+    /// Transactions that wait for the node blocks that a checkpoint gives back; as many as had a place in the queue.
+    pub parked: RefCell<VecDeque<Work>>,
     /// Told when a transaction arrives, and when the target ends.
     pub arrived: Notify,
     /// Told when a group was answered.
@@ -207,8 +209,14 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn cob_delete(&self, fid: Fid) -> Result<Committed, StoreError> {
-        let rows = self.0.limits.free_step_rows;
-        self.0.run_fixed(TxClass::Delete, Intent::Delete { fid, rows }).await
+        let rows = self.0.step_rows();
+        match self.0.run_fixed(TxClass::Delete, Intent::Delete { fid, rows }).await {
+            // Not even one row: the cob is marked dead, its rows are freed when there is room.
+            Err(StoreError::MetaFull) => {
+                self.0.run_fixed(TxClass::Delete, Intent::Delete { fid, rows: 0 }).await
+            }
+            other => other,
+        }
     }
 
     /// Ends every running write of a session and refuses later ones, durably.
@@ -317,6 +325,7 @@ impl Core {
             since_freeze: Cell::new(1),
             stamped: Cell::new(applied.position),
             queue: RefCell::default(),
+            parked: RefCell::default(),
             arrived: Notify::default(),
             group_done: Notify::default(),
             stop: Cell::new(false),
@@ -424,7 +433,29 @@ impl Core {
 
     /// Node blocks that only deletes and checkpoints may take.
     pub(crate) fn meta_reserve(&self) -> u64 {
-        4 * self.forest.blocks_per_op()
+        8 * self.forest.blocks_per_op()
+    }
+
+    /// Rows that one step of a delete may free, so that it finds room for the changed nodes.
+    fn step_rows(&self) -> u32 {
+        let changes = self.forest.meta_free() / self.forest.blocks_per_op();
+        let rows = changes.saturating_sub(CHANGES_PER_STEP) / CHANGES_PER_ROW;
+        u32::try_from(rows).unwrap_or(u32::MAX).min(self.limits.free_step_rows).max(1)
+    }
+
+    /// Whether a checkpoint will give node blocks back.
+    pub(crate) fn checkpoint_frees(&self) -> bool {
+        self.checkpoint_running.get() || self.since_freeze.get() > 0
+    }
+
+    /// Those who waited for node blocks are judged again, before the others.
+    fn unpark(&self) {
+        let mut queue = self.queue.borrow_mut();
+        for work in self.parked.borrow_mut().drain(..).rev() {
+            queue.push_front(work);
+        }
+        drop(queue);
+        self.arrived.notify_all();
     }
 
     /// Waits while dirty nodes or used node blocks leave no room for more changes.
@@ -498,7 +529,7 @@ impl Core {
                 continue;
             };
             let intent = match chore {
-                Chore::Free(fid) => Intent::FreeStep { fid, rows: self.limits.free_step_rows },
+                Chore::Free(fid) => Intent::FreeStep { fid, rows: self.step_rows() },
                 Chore::Tombs(session) => Intent::DropTombs { session, rows: self.limits.fence_step_rows },
             };
             self.chore_running.set(true);
@@ -592,6 +623,7 @@ impl Core {
                 *self.superblock.borrow_mut() = next;
                 self.journal.trim(self.stamped.get());
                 self.count(|c| c.checkpoints += 1);
+                self.unpark();
                 Ok(())
             }
             Err(error) => {
@@ -626,6 +658,9 @@ fn own_arena(limits: &Limits) -> Result<Arena, OpenError> {
 const SMALL_TX: usize = 64;
 /// Pause between the writes of a checkpoint that nobody waits for.
 const PACE: Duration = Duration::from_micros(200);
+/// Changes in the trees that freeing one row takes, and those that come with a step.
+const CHANGES_PER_ROW: u64 = 6;
+const CHANGES_PER_STEP: u64 = 6;
 /// Pause before a chore that found the target busy.
 const CHORE_PAUSE: Duration = Duration::from_millis(50);
 

@@ -193,6 +193,7 @@ fn calls_that_are_dropped_at_any_moment_leave_nothing_behind() {
                 ctx.timeout(Duration::from_secs(120), task).await.expect("nobody hangs");
             }
             rig.settle().await;
+            ctx.sleep(Duration::from_secs(1)).await;
             rig.assert_clean("after dropped calls").await;
             let mut from = Fid::MIN;
             loop {
@@ -449,5 +450,54 @@ fn a_full_host_refuses_a_write_and_a_flush_that_fails_for_it_ends_the_target() {
         assert!(matches!(rig.put(fid(1, 2), 0, &bytes).await, Err(StoreError::Failed { .. })));
         rig.data.fail_flush_in.set(None);
         assert!(matches!(rig.put(fid(1, 2), 0, &bytes).await, Err(StoreError::Failed { .. })));
+    });
+}
+
+#[test]
+fn a_meta_region_full_of_cobs_can_be_emptied_by_many_at_once() {
+    run(13, async |ctx| {
+        let arena = Arena::new(ArenaConfig { limit: 16 << 20 }).unwrap();
+        let (regions, ..) = super::rig::devices(&ctx, vec![0; 1100 << 10], vec![0; 16 << 20]);
+        format(&ctx, &regions, &arena, &format_options()).await.unwrap();
+        let limits = Limits { node_cache: 8 << 20, dirty_max: 4 << 20, ..Limits::tiny() };
+        let options = OpenOptions { limits, ..OpenOptions::default() };
+        let store = Store::open(ctx.clone(), regions, arena.clone(), options).await.unwrap();
+        let bytes = pattern(1, CHUNK);
+        let mut count = 0u64;
+        for round in 0..2 {
+            let refused = loop {
+                let n = count.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                match put(&store, &arena, fid(1 + round, n), 0, &bytes).await {
+                    Ok(_) => count += 1,
+                    Err(error) => break error,
+                }
+            };
+            assert_eq!(refused, StoreError::MetaFull, "after {count} cobs");
+            assert!(count > 100, "{count}");
+            let mut fids = Vec::new();
+            let mut from = Fid::MIN;
+            while let Some((last, _)) = store.cob_next(from, 1).await.unwrap().pop() {
+                fids.push(last);
+                from = Fid::new(last.session, last.counter + 1);
+            }
+            assert_eq!(fids.len() as u64, count);
+            let mut tasks = Vec::new();
+            for part in fids.chunks(fids.len().div_ceil(8)) {
+                let (store, part) = (store.clone(), part.to_vec());
+                tasks.push(ctx.spawn(async move {
+                    for fid in part {
+                        store.cob_delete(fid).await.unwrap_or_else(|e| panic!("delete of {fid}: {e}"));
+                    }
+                }));
+            }
+            for task in tasks {
+                ctx.timeout(Duration::from_secs(600), task).await.expect("nobody hangs");
+            }
+            store.fence(SessionId(1 + round)).await.unwrap();
+            while !store.is_idle() {
+                ctx.sleep(Duration::from_millis(10)).await;
+            }
+            count = 0;
+        }
     });
 }
