@@ -457,7 +457,7 @@ fn a_full_host_refuses_a_write_and_a_flush_that_fails_for_it_ends_the_target() {
 fn a_meta_region_full_of_cobs_can_be_emptied_by_many_at_once() {
     run(13, async |ctx| {
         let arena = Arena::new(ArenaConfig { limit: 16 << 20 }).unwrap();
-        let (regions, ..) = super::rig::devices(&ctx, vec![0; 1100 << 10], vec![0; 16 << 20]);
+        let (regions, ..) = super::rig::devices(&ctx, vec![0; 1100 << 10], vec![0; 32 << 20]);
         format(&ctx, &regions, &arena, &format_options()).await.unwrap();
         let limits = Limits { node_cache: 8 << 20, dirty_max: 4 << 20, ..Limits::tiny() };
         let options = OpenOptions { limits, ..OpenOptions::default() };
