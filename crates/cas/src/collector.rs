@@ -69,7 +69,10 @@ async fn run(cas: &Cas, targets: &dyn Targets, limits: &CollectorLimits) {
     loop {
         let news = cas.0.work.notified();
         let result = match cas.leads() {
-            true => pass(cas, targets, limits).await,
+            true => match cas.fence_silent(limits.lease).await {
+                Ok(()) => pass(cas, targets, limits).await,
+                Err(error) => Err(Halt::Cas(error)),
+            },
             false => Ok(BTreeMap::new()),
         };
         let note = match result {
@@ -94,7 +97,7 @@ async fn run(cas: &Cas, targets: &dyn Targets, limits: &CollectorLimits) {
             wait = (wait * 2).min(limits.retry_max);
         } else {
             wait = limits.retry_min;
-            news.await;
+            let _quiet = ctx.timeout(limits.lease, news).await; // Then it is time to look who is silent.
             // Everything that came meanwhile is one pass.
             ctx.sleep(limits.interval).await;
         }

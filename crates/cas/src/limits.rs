@@ -35,6 +35,8 @@ pub struct CollectorLimits {
     /// First wait after a target failed; doubles up to `retry_max`.
     pub retry_min: Duration,
     pub retry_max: Duration,
+    /// A session that says nothing for so long is fenced. Its process beats once a second.
+    pub lease: Duration,
 }
 
 impl Default for CollectorLimits {
@@ -45,6 +47,7 @@ impl Default for CollectorLimits {
             interval: Duration::from_millis(50),
             retry_min: Duration::from_millis(250),
             retry_max: Duration::from_secs(5),
+            lease: Duration::from_secs(300),
         }
     }
 }

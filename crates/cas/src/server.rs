@@ -8,7 +8,7 @@ use crate::schema::{self, META, PARTS, SESSIONS, UPLOAD_STATES, meta};
 use crate::table::Table;
 use crate::upload::{PartsRead, has_number};
 use crate::{pool, query, session};
-use cobalt_base::SessionId;
+use cobalt_base::{Nanos, SessionId};
 use cobalt_reactor::Ctx;
 use cobalt_reactor::sync::Notify;
 use cobalt_rpc::proto::cas::{
@@ -22,6 +22,7 @@ use futures::future::LocalBoxFuture;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 use uuid::Uuid;
 
 /// The catalogue. Clones are the same one.
@@ -38,6 +39,8 @@ pub(crate) struct Inner {
     /// What each session has said since this start: none of its GETs that still run looked up before this index. Once
     /// true that stays true, so the highest counts. In memory only: what was said to another term is not known here.
     reports: RefCell<BTreeMap<SessionId, u64>>,
+    /// When each session was heard last. In memory only: a start renews every lease.
+    heard: RefCell<BTreeMap<SessionId, Nanos>>,
     /// Told of everything that may give the collector work.
     pub(crate) work: Notify,
     /// Why the collector stands, for people.
@@ -76,6 +79,7 @@ impl Cas {
             incarnation,
             term,
             reports: RefCell::default(),
+            heard: RefCell::default(),
             work: Notify::default(),
             note: RefCell::default(),
         })))
@@ -100,6 +104,7 @@ impl Cas {
         self.0.leadership.lead().map_err(|hint| {
             // What sessions say to the next leader is not heard here.
             self.0.reports.borrow_mut().clear();
+            self.0.heard.borrow_mut().clear();
             CasError::NotLeader { hint }
         })
     }
@@ -116,6 +121,7 @@ impl Cas {
     pub async fn open_session(&self, request: OpenSession) -> Result<At<SessionOpened>, CasError> {
         self.lead()?;
         let session = self.0.table.transact(move |draft| session::open(draft, &request)).await?;
+        self.0.heard.borrow_mut().insert(session, self.0.ctx.now());
         self.0.work.notify_all();
         self.lead()?;
         let value = SessionOpened { session, incarnation: self.0.incarnation };
@@ -128,11 +134,48 @@ impl Cas {
     /// [`CasError`].
     pub async fn close_session(&self, request: CloseSession) -> Result<Position, CasError> {
         self.lead()?;
-        self.0.table.transact(move |draft| session::fence(draft, request.session)).await?;
-        self.0.reports.borrow_mut().remove(&request.session);
+        self.fence(request.session).await?;
         self.0.work.notify_all();
         self.lead()?;
         Ok(self.position())
+    }
+
+    async fn fence(&self, session: SessionId) -> Result<(), CasError> {
+        self.0.table.transact(move |draft| session::fence(draft, session)).await?;
+        self.forget(session);
+        Ok(())
+    }
+
+    fn forget(&self, session: SessionId) {
+        self.0.reports.borrow_mut().remove(&session);
+        self.0.heard.borrow_mut().remove(&session);
+    }
+
+    /// Fences the sessions that said nothing for `lease`: a process that never comes back must not hold the collector
+    /// up for ever. One that comes back after all is told, and opens another.
+    pub(crate) async fn fence_silent(&self, lease: Duration) -> Result<(), CasError> {
+        let mut from = Vec::new();
+        loop {
+            let rows = self.0.table.scan::<SessionState>(SESSIONS, &from, None, SCAN_ROWS).await?;
+            let end = rows.len() < SCAN_ROWS;
+            for (key, state) in rows {
+                from = [key.as_slice(), &[0]].concat();
+                let Some(session) = schema::parse_session(&key) else { continue };
+                if state.fenced {
+                    self.forget(session);
+                    continue;
+                }
+                // A leader that was not one for a while has heard nothing: it counts from now on.
+                let heard = *self.0.heard.borrow_mut().entry(session).or_insert(self.0.ctx.now());
+                if self.0.ctx.now() - heard >= lease {
+                    tracing::warn!(%session, process = state.process, "fenced: silent for {lease:?}");
+                    self.fence(session).await?;
+                }
+            }
+            if end {
+                return Ok(());
+            }
+        }
     }
 
     /// Takes a session's word on its GETs.
@@ -154,6 +197,7 @@ impl Cas {
             let why = format!("a look-up at {oldest:?}, the catalogue is at {position:?}");
             return Err(CasError::Malformed(why));
         }
+        self.0.heard.borrow_mut().insert(session, self.0.ctx.now());
         let mut reports = self.0.reports.borrow_mut();
         let report = reports.entry(session).or_default();
         *report = oldest.index.max(*report);
@@ -275,9 +319,10 @@ impl Cas {
     }
 
     /// The index up to which dead entries may be reclaimed: no unfenced session has a GET that looked up before it.
-    /// Zero as long as one of them has said nothing since this start; no bound when there is no session.
+    /// Zero as long as one of them has said nothing since this start. Never beyond what was applied before the look: a
+    /// session that opens during the walk may look up, and replace, what comes later.
     pub(crate) async fn reclaimable(&self) -> Result<u64, CasError> {
-        let mut bound = u64::MAX;
+        let mut bound = self.0.table.applied();
         let mut from = Vec::new();
         loop {
             let rows = self.0.table.scan::<SessionState>(SESSIONS, &from, None, SCAN_ROWS).await?;

@@ -95,6 +95,56 @@ fn a_session_that_says_goodbye_holds_nothing_up() {
 }
 
 #[test]
+fn a_session_that_never_speaks_again_is_fenced_and_one_that_does_is_not() {
+    on_virtual_time(1, |ctx| async move {
+        let (mut rig, s, b, targets) = cluster(&ctx).await;
+        rig.collect(&targets);
+        let silent = rig.session("silent", 1).await;
+        let orphan = write(&rig, &silent, &targets);
+        s.put(&rig, &b, "k", write(&rig, &s, &targets)).await.unwrap();
+        s.delete(&rig, &b, "k").await.unwrap();
+        assert!(!settle(&rig, &[&s], Duration::from_secs(290)).await, "its lease runs");
+        // A start renews every lease.
+        rig.restart().await;
+        rig.collect(&targets);
+        assert!(!settle(&rig, &[&s], Duration::from_secs(290)).await);
+        assert_eq!(targets.holds(orphan), 3);
+        assert!(settle(&rig, &[&s], LONG).await);
+        assert!(targets.is_empty());
+        let sessions = rig.status().await.sessions;
+        assert!(sessions.iter().all(|row| row.session == s.id), "{sessions:?}");
+        assert!(matches!(rig.beat_idle(&silent).await, Err(CasError::NoSession(_))));
+        s.put(&rig, &b, "k", write(&rig, &s, &targets)).await.unwrap();
+    });
+}
+
+#[test]
+fn a_session_that_opens_during_a_walk_is_waited_for() {
+    on_virtual_time(1, |ctx| async move {
+        let (rig, s, b, targets) = cluster(&ctx).await;
+        for i in 0..20 {
+            s.put(&rig, &b, &format!("k{i}"), write(&rig, &s, &targets)).await.unwrap();
+            s.delete(&rig, &b, &format!("k{i}")).await.unwrap();
+        }
+        rig.cas.close_session(CloseSession { session: s.id }).await.unwrap();
+        rig.collect(&targets);
+        // With no session at all the walk has no bound to wait for; it is under way.
+        while targets.deleted.borrow().is_empty() {
+            ctx.sleep(Duration::from_micros(100)).await;
+        }
+        assert!(targets.deleted.borrow().len() < 20);
+        let reader = rig.session("reader", 1).await;
+        let fid = write(&rig, &reader, &targets);
+        reader.put(&rig, &b, "x", fid).await.unwrap();
+        reader.delete(&rig, &b, "x").await.unwrap();
+        ctx.sleep(Duration::from_secs(10)).await;
+        assert_eq!(targets.holds(fid), 3, "a GET of the new session may read it");
+        assert!(settle(&rig, &[&reader], LONG).await);
+        assert!(targets.is_empty());
+    });
+}
+
+#[test]
 fn an_entry_is_kept_until_every_target_has_confirmed() {
     on_virtual_time(1, |ctx| async move {
         let (mut rig, s, b, targets) = cluster(&ctx).await;

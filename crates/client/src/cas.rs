@@ -2,9 +2,10 @@
 
 use crate::ClientError;
 use crate::client::Core;
-use cobalt_base::Nanos;
+use cobalt_base::{Nanos, SessionId};
 use cobalt_reactor::Step;
 use cobalt_rpc::proto::cas::{Answer, Ask, At, CasError, Command, Commit, Outcome, Query};
+use cobalt_rpc::proto::record::Body;
 use cobalt_rpc::{CallError, Lend, Refusal, Request};
 use std::cell::{Cell, RefCell};
 
@@ -114,6 +115,12 @@ pub(crate) async fn commit(
     loop {
         let patience = || core.ctx.now() + core.limits.cas_deadline;
         let session = core.sessions.current(core, deadline.unwrap_or_else(patience)).await?;
+        if let Some(drawn) =
+            drawn_by(&command).filter(|drawn| bound == Bound::ToSession && *drawn != session.id)
+        {
+            // Its body was stored before the fence: nobody may name it any more.
+            return Err(ClientError::Cas(CasError::Fenced(drawn)));
+        }
         let numbered = session.number();
         let mut unsure = false;
         let failure = loop {
@@ -159,6 +166,19 @@ pub(crate) enum Bound {
     /// It names fids of this session.
     ToSession,
     Free,
+}
+
+/// The session that drew the fid that a command names.
+fn drawn_by(command: &Command) -> Option<SessionId> {
+    let body = match command {
+        Command::PutObject { record, .. } => &record.body,
+        Command::PutPart { part, .. } => &part.body,
+        _ => return None,
+    };
+    match body {
+        Body::Single(extent) => Some(extent.fid.session),
+        Body::Empty | Body::Parts { .. } => None,
+    }
 }
 
 fn names_body(command: &Command) -> bool {

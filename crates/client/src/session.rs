@@ -173,9 +173,9 @@ pub(crate) async fn run(core: Rc<Core>) {
 }
 
 /// Opens a session, however long it takes. The number of the attempt is drawn once: if only the answer was lost,
-/// the same session comes back.
+/// the same session comes back; if that one was fenced meanwhile, another is drawn.
 async fn open(core: &Rc<Core>) -> Session {
-    let request = OpenSession { process: core.config.process.clone(), nonce: core.ctx.random_u64() };
+    let mut request = OpenSession { process: core.config.process.clone(), nonce: core.ctx.random_u64() };
     let mut pause = core.limits.retry_min;
     loop {
         match core.cas.call(core, &request, core.ctx.now() + core.limits.cas_deadline).await {
@@ -185,6 +185,9 @@ async fn open(core: &Rc<Core>) -> Session {
             }
             Err(failure) => {
                 tracing::warn!(error = %failure.error, "no session yet");
+                if matches!(failure.error, ClientError::Cas(CasError::Fenced(_) | CasError::NoSession(_))) {
+                    request.nonce = core.ctx.random_u64();
+                }
                 core.ctx.sleep(pause).await;
                 pause = (pause * 2).min(core.limits.retry_max);
             }

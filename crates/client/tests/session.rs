@@ -225,6 +225,33 @@ fn a_get_holds_its_position_until_its_last_stream_is_gone() {
 }
 
 #[test]
+fn a_session_that_was_fenced_before_its_answer_came_is_not_asked_for_again() {
+    run(Shape::default(), |world| async move {
+        world.put("o", &bytes(1, 10)).await.unwrap();
+        world.catalogue.fence_next.set(true);
+        world.catalogue.fenced.borrow_mut().insert(cobalt_base::SessionId(1));
+        world.pass(Duration::from_secs(5)).await;
+        assert_eq!(world.catalogue.sessions.borrow().len(), 3);
+        world.put("p", &bytes(2, 10)).await.unwrap();
+    });
+}
+
+#[test]
+fn a_body_of_a_fenced_session_is_not_published_in_the_next() {
+    run(Shape::default(), |world| async move {
+        let stored = world.store(&bytes(1, 5000), true).await.unwrap();
+        world.catalogue.fenced.borrow_mut().insert(cobalt_base::SessionId(1));
+        world.pass(Duration::from_secs(3)).await;
+        assert_eq!(world.catalogue.sessions.borrow().len(), 2);
+        let error = world.handle.publish(stored, |body| put_command("o", body, 5000)).await.unwrap_err();
+        let fenced = CasError::Fenced(cobalt_base::SessionId(1));
+        assert_eq!(error, ClientError::Cas(fenced), "not a fault of the request");
+        settle(&world).await;
+        assert!(world.catalogue.dead.borrow().is_empty(), "the sweep of its session has it");
+    });
+}
+
+#[test]
 fn what_a_heartbeat_says_is_never_newer_than_a_look_up_under_way() {
     run(Shape::default(), |world| async move {
         world.put("o", &bytes(1, 10)).await.unwrap();

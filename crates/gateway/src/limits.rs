@@ -44,6 +44,8 @@ pub struct Limits {
     pub header_time: Duration,
     /// A body that makes no progress for so long, either way, is cut.
     pub stall_time: Duration,
+    /// What counts as progress of a body on its way in: a client that sends less in that time holds memory for nothing.
+    pub stall_bytes: usize,
     /// How long a key that was looked up is believed.
     pub key_time: Duration,
     /// Keys that are remembered.
@@ -62,6 +64,7 @@ impl Default for Limits {
             drain_time: Duration::from_secs(5),
             header_time: Duration::from_secs(60),
             stall_time: Duration::from_secs(30),
+            stall_bytes: 64 << 10,
             key_time: Duration::from_secs(1),
             keys: 1024,
         }

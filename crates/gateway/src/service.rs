@@ -1,6 +1,6 @@
 //! One request: judged, served, answered, and its body's rest dealt with.
 
-use crate::body::{Slot, SlotBody};
+use crate::body::{Pace, Slot, SlotBody};
 use crate::guard::{self, Admitted, Rules};
 use crate::keys::{Auth, Keys};
 use crate::ops::{Body, Ops};
@@ -127,7 +127,8 @@ impl Service {
             }
             Admitted::Document(_) if slot.finished().await => {}
             Admitted::Document(declared) => {
-                let body = SlotBody::new(slot, declared, self.rules.limits.xml_bytes, size);
+                let limits = &self.rules.limits;
+                let body = SlotBody::new(slot, declared, limits.xml_bytes, size, Pace::new(limits));
                 *request.body_mut() = s3s::Body::http_body_unsync(body);
             }
         }

@@ -183,7 +183,7 @@ pub(crate) fn decode_body<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String
 #[cfg(test)]
 mod tests {
     use super::{BODY_MAX, Header, Kind, Lent, decode_body, encode_body};
-    use crate::proto::ios;
+    use crate::proto::{cas, ios};
     use cobalt_fabric::BulkDesc;
     use proptest::prelude::{any, prop, proptest};
 
@@ -220,6 +220,20 @@ mod tests {
         assert_eq!(decode_body::<(u32, String)>(&bytes), Ok((1, "x".to_owned())));
         bytes.push(0);
         assert!(decode_body::<(u32, String)>(&bytes).is_err());
+    }
+
+    #[test]
+    fn the_largest_delete_is_a_message() {
+        let longest = cas::DELETE_BYTES_MAX / cas::DELETE_KEYS_MAX;
+        for (count, len) in
+            [(cas::DELETE_KEYS_MAX, longest), (cas::DELETE_BYTES_MAX / cas::KEY_MAX, cas::KEY_MAX)]
+        {
+            let command =
+                cas::Command::DeleteObjects { bucket: "b".repeat(63), keys: vec![vec![b'k'; len]; count] };
+            let session = cobalt_base::SessionId(u64::MAX);
+            let commit = cas::Commit { session, request: u64::MAX, acknowledged: u64::MAX - 1, command };
+            assert!(encode_body(&commit).is_ok(), "{count} keys of {len} bytes");
+        }
     }
 
     proptest! {

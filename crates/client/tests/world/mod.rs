@@ -154,6 +154,8 @@ pub struct Catalogue {
     pub applied: RefCell<Vec<Command>>,
     pub sessions: RefCell<BTreeMap<u64, SessionId>>,
     pub fenced: RefCell<BTreeSet<SessionId>>,
+    /// The next session is opened, its answer is lost, and somebody fences it.
+    pub fence_next: Cell<bool>,
     pub closed: RefCell<BTreeSet<SessionId>>,
     pub pools: RefCell<Vec<PoolMap>>,
     pub index: Cell<u64>,
@@ -316,6 +318,11 @@ async fn catalogue_call(ctx: &Ctx, catalogue: &Catalogue, call: Call) {
                 let session = *catalogue.sessions.borrow_mut().entry(request.nonce).or_insert(next);
                 catalogue.at(SessionOpened { session, incarnation: 77 })
             });
+            if let (Ok(at), true) = (&opened, catalogue.fence_next.replace(false)) {
+                catalogue.fenced.borrow_mut().insert(at.value.session);
+                return call.refuse(Refusal::NoReply);
+            }
+            let opened = opened.and_then(|at| catalogue.live(at.value.session).map(|()| at));
             call.reply::<OpenSession>(opened);
         }
         Heartbeat::OPCODE => {

@@ -1,11 +1,11 @@
 //! The bytes of an object as they arrive: framing undone, length counted, trailers kept for the end.
 
-use super::{ChunkSigner, Decoder, Expected, FrameError, Slot};
+use super::{ChunkSigner, Decoder, Expected, FrameError, Pace, Slot};
 use crate::guard::{Framing, Upload};
 use crate::refusal::Refusal;
 use http::StatusCode;
 use hyper::body::Bytes;
-use std::time::Duration;
+use tokio::time::Instant;
 
 /// Why a body did not become an object.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -56,7 +56,7 @@ impl From<BodyError> for s3s::S3Error {
 /// A body being read.
 pub struct Payload {
     slot: Slot,
-    stall: Duration,
+    pace: Pace,
     decoder: Option<Decoder>,
     input: Bytes,
     left: u64,
@@ -65,14 +65,14 @@ pub struct Payload {
 
 impl Payload {
     /// Begins; no byte is asked for yet. `signer` for bodies whose chunks are signed.
-    pub fn new(slot: Slot, upload: &Upload, signer: Option<ChunkSigner>, stall: Duration) -> Payload {
+    pub fn new(slot: Slot, upload: &Upload, signer: Option<ChunkSigner>, pace: Pace) -> Payload {
         let decoder = match upload.framing {
             Framing::Plain => None,
             Framing::Chunked { trailer, .. } => {
                 Some(Decoder::new(upload.length, upload.chunk_max, signer, trailer))
             }
         };
-        Payload { slot, stall, decoder, input: Bytes::new(), left: upload.length, trailer: None }
+        Payload { slot, pace, decoder, input: Bytes::new(), left: upload.length, trailer: None }
     }
 
     /// The next bytes of the object, or none when it is whole.
@@ -87,7 +87,10 @@ impl Payload {
                 self.left = self.left.saturating_sub(data.len() as u64);
                 return Ok(Some(data));
             }
-            match self.slot.next(self.stall).await? {
+            let begun = Instant::now();
+            let bytes = self.slot.next(self.pace.left()).await?;
+            self.pace.took(bytes.as_ref().map_or(0, Bytes::len), begun.elapsed());
+            match bytes {
                 Some(bytes) if self.decoder.is_some() => self.input = bytes,
                 Some(bytes) => {
                     self.left = self.left.checked_sub(bytes.len() as u64).ok_or(FrameError::TooLong)?;

@@ -1,7 +1,7 @@
 //! Where hyper's body stream is kept while s3s judges the head: s3s gets a view that it may read or not, the operation reads
 //! through another, and when a request is refused what is left can still be drained.
 
-use super::{BodyError, Digests};
+use super::{BodyError, Digests, Pace};
 use crate::guard::Declared;
 use crate::refusal::Refusal;
 use http_body_util::BodyExt;
@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::Mutex;
+use tokio::time::{Instant, Sleep};
 
 /// The body of one request. Polling it is what makes hyper send 100-continue, so nobody polls before the request may go on.
 #[derive(Clone)]
@@ -96,15 +97,18 @@ pub struct SlotBody {
     declared: Declared,
     left: usize,
     size: SizeHint,
+    pace: Pace,
+    /// The wait for the next bytes: since when, and until when.
+    wait: Option<(Instant, Pin<Box<Sleep>>)>,
 }
 
 impl SlotBody {
     /// A view of the slot's body with at most `bytes_max` bytes.
-    pub fn new(slot: &Slot, declared: Declared, bytes_max: usize, size: SizeHint) -> SlotBody {
+    pub fn new(slot: &Slot, declared: Declared, bytes_max: usize, size: SizeHint, pace: Pace) -> SlotBody {
         let algorithm = declared.checksum.as_ref().map(|expected| expected.algorithm);
         let wanted = algorithm.is_some() || declared.md5.is_some();
         let digests = wanted.then(|| Digests::new(algorithm.unwrap_or(super::Algorithm::Crc32), false));
-        SlotBody { slot: slot.clone(), digests, declared, left: bytes_max, size }
+        SlotBody { slot: slot.clone(), digests, declared, left: bytes_max, size, pace, wait: None }
     }
 
     fn refuse(&self, refusal: Refusal) -> Poll<Option<Result<Frame<Bytes>, s3s::StdError>>> {
@@ -129,7 +133,17 @@ impl Body for SlotBody {
         // Nobody else looks at the slot until s3s is done with the request.
         let Ok(mut body) = inner.body.try_lock() else { return Poll::Ready(None) };
         let Some(stream) = body.as_mut() else { return Poll::Ready(None) };
-        match std::task::ready!(Pin::new(stream).poll_frame(cx)) {
+        let Poll::Ready(frame) = Pin::new(stream).poll_frame(cx) else {
+            let left = this.pace.left();
+            let (_, patience) =
+                this.wait.get_or_insert_with(|| (Instant::now(), Box::pin(tokio::time::sleep(left))));
+            return match patience.as_mut().poll(cx) {
+                Poll::Ready(()) => this.refuse(BodyError::Stalled.into()),
+                Poll::Pending => Poll::Pending,
+            };
+        };
+        let waited = this.wait.take().map(|(since, _)| since.elapsed()).unwrap_or_default();
+        match frame {
             Some(Ok(frame)) => {
                 let data = frame.data_ref().map_or(&[][..], |bytes| bytes);
                 let Some(left) = this.left.checked_sub(data.len()) else {
@@ -137,6 +151,7 @@ impl Body for SlotBody {
                         .refuse(Refusal::bad("MaxMessageLengthExceeded", "The request's body is too long."));
                 };
                 this.left = left;
+                this.pace.took(data.len(), waited);
                 if let Some(digests) = &mut this.digests {
                     digests.update(data);
                 }

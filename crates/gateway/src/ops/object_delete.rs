@@ -6,7 +6,7 @@ use crate::limits::DELETE_MAX;
 use crate::refusal::Refusal;
 use crate::storage::Storage;
 use cobalt_client::ClientError;
-use cobalt_rpc::proto::cas::{CasError, Command, Condition, DELETE_KEYS_MAX, KEY_MAX};
+use cobalt_rpc::proto::cas::{CasError, Command, Condition, DELETE_BYTES_MAX, DELETE_KEYS_MAX, KEY_MAX};
 use http::StatusCode;
 use s3s::dto;
 use s3s::{S3Request, S3Response, S3Result};
@@ -73,7 +73,7 @@ impl<S: Storage> Ops<S> {
                 Some(Err(refusal)) => errors.push(failed(object.key, &refusal)),
             }
         }
-        for keys in plain.chunks(DELETE_KEYS_MAX) {
+        for keys in batches(&plain) {
             let command = Command::DeleteObjects {
                 bucket: bucket.name.clone(),
                 keys: keys.iter().map(|key| key.clone().into_bytes()).collect(),
@@ -101,6 +101,23 @@ impl<S: Storage> Ops<S> {
     }
 }
 
+/// The keys in runs, each of which fits one request to the catalogue.
+fn batches(mut keys: &[String]) -> Vec<&[String]> {
+    let mut batches = Vec::new();
+    while !keys.is_empty() {
+        let mut bytes = 0;
+        let fits = |key: &&String| {
+            bytes += key.len() + size_of::<u32>();
+            bytes <= DELETE_BYTES_MAX
+        };
+        let count = keys.iter().take(DELETE_KEYS_MAX).take_while(fits).count().max(1);
+        let (batch, rest) = keys.split_at(count);
+        batches.push(batch);
+        keys = rest;
+    }
+    batches
+}
+
 /// Whether one key of many may be deleted, and under which condition.
 fn judge(object: &dto::ObjectIdentifier) -> Result<Option<Condition>, Refusal> {
     if object.version_id.as_deref().is_some_and(|version| version != "null") {
@@ -124,5 +141,24 @@ fn failed(key: String, refusal: &Refusal) -> dto::Error {
         key: Some(key),
         message: Some(refusal.message.to_string()),
         version_id: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::batches;
+    use cobalt_rpc::proto::cas::{DELETE_BYTES_MAX, DELETE_KEYS_MAX, KEY_MAX};
+
+    #[test]
+    fn a_thousand_keys_of_any_length_are_cut_into_requests_of_bounded_size() {
+        for len in [1, 400, KEY_MAX] {
+            let keys = vec!["k".repeat(len); 1000];
+            let batches = batches(&keys);
+            assert_eq!(batches.concat(), keys);
+            for keys in batches {
+                assert!(keys.len() <= DELETE_KEYS_MAX && keys.concat().len() <= DELETE_BYTES_MAX);
+            }
+        }
+        assert!(batches(&[]).is_empty());
     }
 }

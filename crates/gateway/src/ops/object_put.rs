@@ -4,7 +4,7 @@
 use super::checksum::{Fields, checksummed};
 use super::condition;
 use super::{Body, Ops, STEP_HTTP_PUT, STEP_HTTP_REPLY, etag, meta, now};
-use crate::body::{BodyError, ChunkSigner, Digested, Digests, Payload};
+use crate::body::{BodyError, ChunkSigner, Digested, Digests, Pace, Payload};
 use crate::error::{mismatched, raced, s3};
 use crate::guard::Framing;
 use crate::refusal::Refusal;
@@ -104,7 +104,7 @@ impl<S: Storage> Ops<S> {
             _ => None,
         };
         let mut digests = Digests::new(upload.algorithm(), upload.declared.sha256.is_some());
-        let mut payload = Payload::new(slot, &upload, signer, self.limits.stall_time);
+        let mut payload = Payload::new(slot, &upload, signer, Pace::new(&self.limits));
         let stored = if upload.length == 0 {
             while payload.next().await?.is_some() {}
             None

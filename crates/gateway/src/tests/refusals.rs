@@ -1,6 +1,7 @@
 //! What the guard refuses, one rule after the other, as raw requests.
 
 use super::wire::{Chunks, KEY, REGION, Server, Wire};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 fn said(server: &Server, wire: Wire) -> (u16, String) {
@@ -358,4 +359,30 @@ fn connections_beyond_the_limit_wait() {
     // Both are closed for their silence, and then the third is served.
     assert_eq!(server.send(&Wire::new("GET", "/")).status, 200);
     drop(idle);
+}
+
+#[test]
+fn a_client_that_trickles_or_sends_nothing_is_cut() {
+    let server = Server::start().bucket("bucket");
+    let put = Wire::new("PUT", "/bucket/k");
+    let delete = Wire::new("POST", "/bucket?delete").header("content-md5", "1B2M2Y8AsgTpgAmY7PhCfg==");
+    for (wire, trickles) in [(put, true), (delete, false)] {
+        let wire = wire.with(|w| w.length = Some("100000".to_owned()));
+        let mut stream = server.connect();
+        std::io::Write::write_all(&mut stream, &wire.bytes(server.address)).unwrap();
+        let mut sender = stream.try_clone().unwrap();
+        let (done, is_done) = std::sync::mpsc::channel::<()>();
+        let trickle = std::thread::Builder::new().spawn(move || {
+            while is_done.recv_timeout(Duration::from_millis(100)) == Err(RecvTimeoutError::Timeout) {
+                if trickles && std::io::Write::write_all(&mut sender, b"x").is_err() {
+                    return;
+                }
+            }
+        });
+        // The reader waits 20 s, the server's patience is 2 s.
+        let reply = super::wire::Reply::read(&mut stream);
+        assert_eq!(reply.said(), code(400, "RequestTimeout"));
+        drop(done);
+        trickle.unwrap().join().unwrap();
+    }
 }

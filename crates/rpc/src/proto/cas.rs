@@ -17,6 +17,8 @@ pub const PAGE_MAX: u32 = 1000;
 pub const PAGE_BYTES_MAX: usize = 48 << 10;
 /// Most keys of one [`Command::DeleteObjects`]; the client cuts longer lists.
 pub const DELETE_KEYS_MAX: usize = 100;
+/// Most bytes of its keys together: the request is one message.
+pub const DELETE_BYTES_MAX: usize = 48 << 10;
 /// Most fids of one [`Command::Dead`].
 pub const DEAD_FIDS_MAX: usize = 256;
 /// Longest object key, in bytes.
