@@ -5,6 +5,7 @@ mod world;
 
 use cobalt_client::{ClientError, LayoutConfig};
 use cobalt_rpc::proto::record::Body;
+use std::rc::Rc;
 use std::time::Duration;
 use world::{Mood, Shape, World, bytes, put_command, read, run};
 
@@ -318,6 +319,67 @@ fn many_puts_share_a_small_arena_without_deadlock() {
         for task in tasks {
             task.await;
         }
+        assert_eq!(world.arena.stats().in_use, 0);
+    });
+}
+
+/// Far more bodies than the arena takes, begun at once, in every mix of the slow and the given up, with GETs beside:
+/// whoever was let in ends, and whoever was not is told so.
+#[test]
+fn a_crowd_of_bodies_in_a_small_arena_ends() {
+    run(Shape { arena: 16 << 20, ..Shape::default() }, |world| async move {
+        let whole = bytes(99, 8 << 20);
+        world.put("read", &whole).await.unwrap();
+        let (world, whole) = (Rc::new(world), Rc::new(whole));
+        let put = |i: u64| {
+            let world = world.clone();
+            world.ctx.clone().spawn(async move {
+                let (key, data) = (format!("o{i}"), bytes(i, 8 << 20));
+                let mut put = match world.handle.put(Some(data.len() as u64)).await {
+                    Ok(put) => put,
+                    Err(ClientError::Busy) => return false,
+                    Err(error) => panic!("{error}"),
+                };
+                for (n, unit) in data.chunks(put.unit_size()).enumerate() {
+                    if i % 5 == 1 && n == 3 {
+                        return false; // The client went away.
+                    }
+                    let mut buf = put.buf().await;
+                    if i % 3 == 0 {
+                        world.pass(Duration::from_millis(20 * i)).await; // A slow one holds its unit meanwhile.
+                    }
+                    buf.copy_from_slice(unit);
+                    put.write(buf).await.unwrap();
+                }
+                let stored = put.finish().await.unwrap();
+                let size = data.len() as u64;
+                world.handle.publish(stored, |body| put_command(&key, body, size)).await.unwrap();
+                match world.get(&key).await {
+                    Ok(got) => assert!(got == data, "{key}"),
+                    Err(error) => assert_eq!(error, ClientError::Busy),
+                }
+                true
+            })
+        };
+        let get = |_| {
+            let (world, whole) = (world.clone(), whole.clone());
+            world.ctx.clone().spawn(async move {
+                match world.get("read").await {
+                    Ok(got) => assert!(got == *whole),
+                    Err(error) => assert_eq!(error, ClientError::Busy),
+                }
+            })
+        };
+        let (puts, gets): (Vec<_>, Vec<_>) = ((0..64).map(put).collect(), (0..64).map(get).collect());
+        let mut stored = 0;
+        for put in puts {
+            stored += usize::from(put.await);
+        }
+        for get in gets {
+            get.await;
+        }
+        assert!(stored > 5, "{stored}");
+        world.pass(Duration::from_secs(1)).await;
         assert_eq!(world.arena.stats().in_use, 0);
     });
 }
