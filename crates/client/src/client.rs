@@ -3,6 +3,7 @@
 use crate::bridge::{Call, Fate, Hold, HoldGuard, Slot};
 use crate::cas::Bound;
 use crate::config::{ClientConfig, PeerConfig};
+use crate::limits::SMALL_BODIES;
 use crate::pool::Pool;
 use crate::session::Sessions;
 use crate::{ClientError, Handle, Limits, cas, dead, get, pool, put, session, status};
@@ -54,12 +55,25 @@ pub(crate) struct Core {
     pub(crate) bodies: Semaphore,
     /// Bytes of the arena for PUTs, for GETs, and for decoding. Decoding has its own: it ends without waiting for
     /// anybody, so it can never be what everybody waits for.
-    pub(crate) put_bytes: Semaphore,
-    pub(crate) get_bytes: Semaphore,
+    pub(crate) put_bytes: Share,
+    pub(crate) get_bytes: Share,
     pub(crate) decode_bytes: Semaphore,
     calls: Semaphore,
     codecs: RefCell<BTreeMap<(usize, usize), Rc<Codec>>>,
     counters: Cell<ClientCounters>,
+}
+
+/// Bytes of the arena for one purpose.
+pub(crate) struct Share {
+    large: Semaphore,
+    small: Semaphore,
+}
+
+impl Share {
+    /// Where `bytes` come from.
+    fn of(&self, bytes: u64) -> &Semaphore {
+        if bytes <= self.small.limit() / SMALL_BODIES { &self.small } else { &self.large }
+    }
 }
 
 /// A client. It runs until this is dropped.
@@ -100,8 +114,8 @@ impl Client {
             pool: Pool::default(),
             dead: dead::Dead::default(),
             bodies: Semaphore::new(limits.bodies),
-            put_bytes: share(limits.put_share),
-            get_bytes: share(limits.get_share),
+            put_bytes: Share { large: share(limits.put_share), small: share(limits.small_share) },
+            get_bytes: Share { large: share(limits.get_share), small: share(limits.small_share) },
             decode_bytes: share(limits.decode_share),
             calls: Semaphore::new(limits.calls),
             codecs: RefCell::new(BTreeMap::from([(
@@ -175,6 +189,11 @@ impl Core {
         let codec = Rc::new(codec);
         codecs.insert((data, parity), codec.clone());
         Ok(codec)
+    }
+
+    /// `bytes` of the arena for a body, in turn.
+    pub(crate) async fn body_credit(&self, share: &Share, bytes: u64) -> Result<Permit, ClientError> {
+        self.credit(share.of(bytes), bytes).await
     }
 
     /// `bytes` of the arena out of `share`, in turn.

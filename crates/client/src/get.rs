@@ -4,7 +4,7 @@
 use crate::bridge::{Piece, Slot};
 use crate::cas;
 use crate::client::{Core, answer, unexpected};
-use crate::layout::Geometry;
+use crate::layout::{Geometry, chunk_size};
 use crate::read::Reader;
 use crate::{ClientError, limits};
 use cobalt_reactor::mailbox;
@@ -50,7 +50,10 @@ pub(crate) async fn serve(
         Body::Single(extent) => u64::from(extent.layout.unit_size),
         Body::Parts { .. } => UNIT_MAX,
     };
-    let _credit = match core.credit(&core.get_bytes, unit * limits::GET_UNITS).await {
+    // A range of a few bytes holds the chunks that they lie in, whatever the size of a unit.
+    let window = (range.end - range.start).saturating_add(2 * chunk_size(unit));
+    let bytes = window.min(unit * limits::GET_UNITS);
+    let _credit = match core.body_credit(&core.get_bytes, bytes).await {
         Ok(credit) => credit,
         Err(error) => return answer(slot, Err(error)),
     };

@@ -20,6 +20,9 @@ pub struct Limits {
     /// Share of the arena that GETs may hold, in percent. Each takes three units: one with the HTTP thread, one that
     /// waits for it, one that is being read.
     pub get_share: u64,
+    /// Share of the arena that small PUTs may hold, in percent, and as much for small GETs: they do not wait behind large
+    /// ones whose clients are slow. Small is what 16 of fit in it.
+    pub small_share: u64,
     /// Share of the arena that units under reconstruction may hold, in percent.
     pub decode_share: u64,
     /// For one answer of the catalogue, retries and search for the leader included.
@@ -64,6 +67,7 @@ impl Default for Limits {
             opens: 4096,
             put_share: 50,
             get_share: 25,
+            small_share: 3,
             decode_share: 15,
             cas_deadline: Duration::from_secs(10),
             cas_try: Duration::from_secs(3),
@@ -93,3 +97,6 @@ impl Limits {
 
 /// Units that a GET holds: one with the HTTP thread, one that waits for it, one that is being read.
 pub(crate) const GET_UNITS: u64 = 3;
+
+/// Bodies of the largest size that counts as small that fit their share of the arena.
+pub(crate) const SMALL_BODIES: u64 = 16;

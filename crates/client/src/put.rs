@@ -42,7 +42,7 @@ pub(crate) async fn serve(core: Rc<Core>, size: Option<u64>, slot: Slot<PutParts
             // sent. So bodies that hold parity never all wait for each other's data.
             let parity = core.limits.groups_in_flight * u64::from(plan.layout.parity_units);
             let bytes = (parity + 2) * u64::from(plan.layout.unit_size);
-            core.credit(&core.put_bytes, bytes).await.map(|credit| (plan, credit))
+            core.body_credit(&core.put_bytes, bytes).await.map(|credit| (plan, credit))
         }
         Err(error) => Err(error),
     };

@@ -345,7 +345,7 @@ fn a_crowd_of_bodies_in_a_small_arena_ends() {
                         return false; // The client went away.
                     }
                     let mut buf = put.buf().await;
-                    if i % 3 == 0 {
+                    if i.is_multiple_of(3) {
                         world.pass(Duration::from_millis(20 * i)).await; // A slow one holds its unit meanwhile.
                     }
                     buf.copy_from_slice(unit);
@@ -381,6 +381,29 @@ fn a_crowd_of_bodies_in_a_small_arena_ends() {
         assert!(stored > 5, "{stored}");
         world.pass(Duration::from_secs(1)).await;
         assert_eq!(world.arena.stats().in_use, 0);
+    });
+}
+
+#[test]
+fn small_bodies_do_not_wait_behind_slow_large_ones() {
+    run(Shape { arena: 16 << 20, ..Shape::default() }, |world| async move {
+        world.put("large", &bytes(1, 8 << 20)).await.unwrap();
+        let object = world.open("large").await.unwrap();
+        let mut slow = Vec::new();
+        while let Ok(put) = world.handle.put(Some(8 << 20)).await {
+            slow.push(put);
+        }
+        let mut streams = Vec::new();
+        while let Ok(stream) = object.read(0..8 << 20).await {
+            streams.push(stream);
+        }
+        assert!(!slow.is_empty() && !streams.is_empty());
+        let begun = world.ctx.now();
+        world.put("small", &bytes(2, 5000)).await.unwrap();
+        assert!(world.get("small").await.unwrap() == bytes(2, 5000));
+        assert!(world.ctx.now() - begun < Duration::from_secs(1));
+        drop((slow, streams));
+        world.put("next", &bytes(3, 8 << 20)).await.unwrap();
     });
 }
 

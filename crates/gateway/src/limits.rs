@@ -34,6 +34,8 @@ pub struct Limits {
     pub connection_bytes: usize,
     /// An XML request.
     pub xml_bytes: usize,
+    /// XML requests under way, all together: each is in memory at once.
+    pub xml_total_bytes: usize,
     /// One chunk of an aws-chunked body.
     pub chunk_bytes: u64,
     /// What is read of a refused body, so that the client sees the answer.
@@ -59,6 +61,7 @@ impl Default for Limits {
             header_bytes: 16 << 10,
             connection_bytes: 64 << 10,
             xml_bytes: 4 << 20,
+            xml_total_bytes: 64 << 20,
             chunk_bytes: 16 << 20,
             drain_bytes: 256 << 10,
             drain_time: Duration::from_secs(5),

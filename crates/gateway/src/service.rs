@@ -17,6 +17,7 @@ use s3s::service::{S3Service, S3ServiceBuilder};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Serves requests.
 pub(crate) struct Service {
@@ -24,6 +25,8 @@ pub(crate) struct Service {
     rules: Rules,
     allow_plaintext: bool,
     ids: AtomicU64,
+    /// KiB of XML that may still be read.
+    documents: Semaphore,
 }
 
 /// Virtual hosts of one domain; any other host is path style.
@@ -59,7 +62,8 @@ impl Service {
         if let Some(domain) = &rules.domain {
             builder.set_host(Host(domain.clone()));
         }
-        Service { s3: builder.build(), rules, allow_plaintext, ids: AtomicU64::new(seed) }
+        let documents = Semaphore::new(rules.limits.xml_total_bytes >> 10);
+        Service { s3: builder.build(), rules, allow_plaintext, ids: AtomicU64::new(seed), documents }
     }
 
     /// Answers a request of a client at `peer`.
@@ -120,6 +124,7 @@ impl Service {
         slot: &Slot,
         size: hyper::body::SizeHint,
     ) -> Result<Response<s3s::Body>, Refusal> {
+        let mut _held = None;
         let mut request = Request::from_parts(parts, s3s::Body::empty());
         match admitted {
             Admitted::Upload(upload) => {
@@ -128,6 +133,7 @@ impl Service {
             Admitted::Document(_) if slot.finished().await => {}
             Admitted::Document(declared) => {
                 let limits = &self.rules.limits;
+                _held = Some(self.document(&size).await?);
                 let body = SlotBody::new(slot, declared, limits.xml_bytes, size, Pace::new(limits));
                 *request.body_mut() = s3s::Body::http_body_unsync(body);
             }
@@ -144,6 +150,19 @@ impl Service {
                 "The answer could not be written.",
             )
         })
+    }
+
+    /// Room for a document of that size, in turn.
+    async fn document(&self, size: &hyper::body::SizeHint) -> Result<SemaphorePermit<'_>, Refusal> {
+        let limits = &self.rules.limits;
+        let bytes =
+            size.upper().map_or(limits.xml_bytes, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+        let bytes = bytes.min(limits.xml_bytes).min(limits.xml_total_bytes);
+        let room = self.documents.acquire_many(u32::try_from(bytes >> 10).unwrap_or(u32::MAX));
+        match tokio::time::timeout(limits.stall_time, room).await {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(_)) | Err(_) => Err(crate::error::refusal(&cobalt_client::ClientError::Busy)),
+        }
     }
 
     /// Deals with what nobody read of a body. True when the connection can go on.

@@ -155,7 +155,7 @@ impl<S: Storage> Ops<S> {
         let after = u16::try_from(marker)
             .map_err(|_| Refusal::bad("InvalidArgument", "part-number-marker is out of range."))?;
         let (mut rows, more) = self.parts(id, after, limit as usize).await?;
-        let truncated = more || rows.len() > limit as usize;
+        let truncated = limit > 0 && (more || rows.len() > limit as usize);
         rows.truncate(limit as usize);
         let next = rows.last().map_or(i32::from(after), |part| i32::from(part.number));
         let parts = rows.into_iter().map(|part| {
