@@ -14,7 +14,7 @@ mod volatile;
 
 pub use device::{Bdev, Device, Done, Identify, Io, IoCounters, IoError, Op, WriteData};
 pub use mem::MemBdev;
-pub use open::{Engine, OpenError, OpenMode, open_uri};
+pub use open::{Engine, OpenError, OpenMode, open_uri, reserve_head};
 pub use threads::Threads;
 pub use uri::{DeviceKind, DeviceUri, UriError};
 pub use uring::Uring;

@@ -297,24 +297,54 @@ impl Request {
 }
 
 fn reserve(file: &File, size: u64) -> io::Result<()> {
-    let len = i64::try_from(size).map_err(io::Error::other)?;
-    // Asked first: trying would fill the host to the brim for a moment, and others with it. A file system
-    // without a size of its own says zero.
-    let host = nix::sys::statvfs::fstatvfs(file)?;
-    if host.blocks() > 0 && host.blocks_available().saturating_mul(host.fragment_size()) < size {
-        return Err(io::Error::from_raw_os_error(libc::ENOSPC));
-    }
     // The size comes last and at once: a file that is cut short here is empty, and is begun anew.
-    match fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, len) {
-        Ok(()) => file.set_len(size),
-        Err(nix::errno::Errno::EOPNOTSUPP) => {
+    match claim(file, size) {
+        Ok(true) => file.set_len(size),
+        Ok(false) => {
             tracing::warn!("this file system cannot reserve room: the file is sparse");
             file.set_len(size)
         }
         Err(error) => {
             let _ = file.set_len(0); // Gives back what it got.
-            Err(error.into())
+            Err(error)
         }
+    }
+}
+
+/// Takes the host's room for the first `len` bytes; false where the file system cannot. What they hold stays, and so does
+/// the size.
+fn claim(file: &File, len: u64) -> io::Result<bool> {
+    let bytes = i64::try_from(len).map_err(io::Error::other)?;
+    // Asked first: trying would fill the host to the brim for a moment, and others with it. A file system
+    // without a size of its own says zero.
+    let host = nix::sys::statvfs::fstatvfs(file)?;
+    if host.blocks() > 0 && host.blocks_available().saturating_mul(host.fragment_size()) < len {
+        return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+    }
+    match fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, bytes) {
+        Ok(()) => Ok(true),
+        Err(nix::errno::Errno::EOPNOTSUPP) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Takes the host's room for the first `len` bytes of the sparse file at `path`: they can be written however full the host
+/// becomes. Blocks.
+///
+/// # Errors
+/// [`OpenError::HostFull`], or what the system says.
+pub fn reserve_head(path: &Path, len: u64) -> Result<(), OpenError> {
+    let file = std::fs::OpenOptions::new().write(true).open(path);
+    match file.and_then(|file| claim(&file, len).and_then(|claimed| file.sync_all().map(|()| claimed))) {
+        Ok(true) => Ok(()),
+        Ok(false) => {
+            tracing::warn!(path = %path.display(), "this file system cannot reserve room: a full host stops the target");
+            Ok(())
+        }
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) => {
+            Err(OpenError::HostFull { path: path.into(), size: ByteSize(len) })
+        }
+        Err(source) => Err(OpenError::System { path: path.into(), what: "reserving room", source }),
     }
 }
 

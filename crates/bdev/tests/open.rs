@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test's helpers are tests, too")]
 
-use cobalt_bdev::{Device, DeviceUri, Engine, IoError, OpenError, OpenMode, open_uri};
+use cobalt_bdev::{Device, DeviceUri, Engine, IoError, OpenError, OpenMode, open_uri, reserve_head};
 use cobalt_dma::{Arena, ArenaConfig};
 use cobalt_reactor::{Ctx, Reactor, ReactorConfig};
 use smallvec::smallvec;
@@ -96,6 +96,24 @@ fn a_created_file_has_its_size_and_room() {
         assert!(room("sparse") >= 1 << 20);
         sparse.deallocate(0, 1 << 20).await.unwrap();
         assert!(room("sparse") < 1 << 20);
+    });
+}
+
+#[test]
+fn the_head_of_a_sparse_file_can_be_reserved() {
+    at(|p| async move {
+        let device = p.open("file:{}/sparse?size=4MiB&sparse=true", CREATE).await.unwrap();
+        let mut buf = p.arena.try_alloc(4096).unwrap();
+        buf.fill(7);
+        device.write(4096, smallvec![buf.freeze()], true).await.unwrap();
+        let path = p.dir.path().join("sparse");
+        reserve_head(&path, 1 << 20).unwrap();
+        let meta = std::fs::metadata(&path).unwrap();
+        assert!((1 << 20..2 << 20).contains(&(meta.blocks() * 512)), "{} blocks", meta.blocks());
+        let bytes = std::fs::read(&path).unwrap();
+        assert!(bytes.len() == 4 << 20 && bytes[4095] == 0 && bytes[4096..8192].iter().all(|b| *b == 7));
+        assert!(matches!(reserve_head(&path, 1 << 60), Err(OpenError::HostFull { .. })));
+        assert_eq!(std::fs::metadata(&path).unwrap().blocks(), meta.blocks());
     });
 }
 

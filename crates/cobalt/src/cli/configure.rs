@@ -20,7 +20,7 @@ pub fn run(command: ConfigCommand, matches: &ArgMatches) -> Result<(), Failure> 
             let config = Config::load(&config)?;
             let targets = config.targets().count();
             eprintln!(
-                "{}: {} processes, {targets} targets, no fault",
+                "{}: no fault; processes: {}, targets: {targets}",
                 config.file.display(),
                 config.processes.len()
             );

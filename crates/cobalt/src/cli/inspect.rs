@@ -12,6 +12,7 @@ use cobalt_reactor::Ctx;
 use cobalt_store::tree::TreeId;
 use cobalt_store::{FsckOptions, FsckReport, OpenOptions, Regions, Store, TreeRow, dump_journal, superblock};
 use serde::Serialize;
+use std::time::Duration;
 
 /// Rows that are read at a time.
 const PAGE: usize = 256;
@@ -58,10 +59,16 @@ impl Checked {
 pub fn fsck(args: &FsckArgs) -> Result<(), Failure> {
     let config = place::config(&args.place)?;
     let mut all = Vec::new();
+    // A killed process lets go of its devices a little later. Once one was waited for, no other is.
+    let mut mode = OpenMode::default();
     for (process, target) in config.targets() {
         let device = target.device.clone();
         let data = args.data;
-        let report = on_reactor(move |ctx, arena| async move { check(&ctx, &arena, &device, data).await })?;
+        let report =
+            on_reactor(move |ctx, arena| async move { check(&ctx, &arena, &device, mode, data).await })?;
+        if report.is_err() {
+            mode.lock_wait = Duration::ZERO;
+        }
         all.push(summary(&target.name, &process.name, report));
     }
     let bad: Vec<_> = all.iter().filter(|c| c.is_bad()).map(|c| c.target.clone()).collect();
@@ -69,13 +76,24 @@ pub fn fsck(args: &FsckArgs) -> Result<(), Failure> {
     if bad.is_empty() {
         return Ok(());
     }
+    if all.iter().all(|c| c.error.is_some() || !c.is_bad()) {
+        return Err(Failure::new(format!("{} of {} targets could not be checked", bad.len(), all.len()))
+            .cause(bad.join(", "))
+            .hint("see why above; targets are checked while no process serves them"));
+    }
     Err(Failure::new(format!("{} of {} targets are not as they should be", bad.len(), all.len()))
         .cause(bad.join(", "))
         .hint("what is fatal names the damage; other targets may hold the redundancy"))
 }
 
-async fn check(ctx: &Ctx, arena: &Arena, device: &TargetDevice, data: bool) -> Result<FsckReport, String> {
-    let regions = open_regions(ctx, arena, device, None, OpenMode::default()).await?;
+async fn check(
+    ctx: &Ctx,
+    arena: &Arena,
+    device: &TargetDevice,
+    mode: OpenMode,
+    data: bool,
+) -> Result<FsckReport, String> {
+    let regions = open_regions(ctx, arena, device, None, mode).await?;
     let options = FsckOptions { data, ..FsckOptions::default() };
     cobalt_store::fsck(ctx, &regions, arena, &options).await.map_err(|e| with_sources(&e))
 }

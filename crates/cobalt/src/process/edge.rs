@@ -26,6 +26,7 @@ const KEY_RETRY: Duration = Duration::from_millis(200);
 pub struct Signals {
     term: Signal,
     interrupt: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
@@ -38,13 +39,18 @@ impl Signals {
         Ok(Signals {
             term: signal(SignalKind::terminate()).map_err(system)?,
             interrupt: signal(SignalKind::interrupt()).map_err(system)?,
+            hangup: signal(SignalKind::hangup()).map_err(system)?,
         })
     }
 
     async fn next(&mut self) {
-        tokio::select! {
-            _ = self.term.recv() => {}
-            _ = self.interrupt.recv() => {}
+        loop {
+            tokio::select! {
+                _ = self.term.recv() => return,
+                _ = self.interrupt.recv() => return,
+                // Keys are read from the catalogue anyway, and there are no certificates yet: nothing to read again.
+                _ = self.hangup.recv() => tracing::info!("SIGHUP: nothing to reload"),
+            }
         }
     }
 }

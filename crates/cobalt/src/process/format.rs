@@ -3,14 +3,14 @@
 use super::identity::{ClusterId, random_uuid};
 use super::targets::{open_regions, with_sources};
 use crate::cli::Failure;
-use crate::config::{Config, TargetConfig};
+use crate::config::{Config, TargetConfig, TargetDevice};
 use cobalt_base::ByteSize;
-use cobalt_bdev::OpenMode;
+use cobalt_bdev::{DeviceKind, OpenMode, reserve_head};
 use cobalt_dma::{Arena, ArenaConfig};
 use cobalt_reactor::{Ctx, Reactor, ReactorConfig};
 use cobalt_rpc::ClusterSecret;
 use cobalt_store::FormatOptions;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -76,7 +76,7 @@ pub fn format(request: &Format<'_>) -> Result<(), Failure> {
 
 fn make_secret(path: &Path) -> Result<(), Failure> {
     if path.exists() {
-        ClusterSecret::load(path).map_err(|e| Failure::new("the cluster secret cannot be used").cause(e))?;
+        ClusterSecret::load(path).map_err(|e| super::unusable_secret(&e))?;
         return Ok(());
     }
     let mut bytes = [0; 32];
@@ -105,6 +105,11 @@ fn one(target: &TargetConfig, uuid: Uuid, cluster: Uuid, force: bool) -> Result<
         let mode = OpenMode { create: true, lock_wait: LOCK_WAIT, ..OpenMode::default() };
         let regions = open_regions(&ctx, &arena, &device, None, mode).await?;
         let size = regions.meta.len + regions.data.len;
+        // When the host is full, data is refused; journal and trees go on, so that deleting does.
+        if let Some(path) = sparse_meta(&device) {
+            let len = regions.meta.len;
+            ctx.blocking(move || reserve_head(&path, len)).await.map_err(|e| with_sources(&e))?;
+        }
         let options = FormatOptions { force, ..FormatOptions::new(uuid, cluster, name) };
         cobalt_store::format(&ctx, &regions, &arena, &options).await.map_err(|e| with_sources(&e))?;
         Ok::<u64, String>(size)
@@ -117,6 +122,15 @@ fn one(target: &TargetConfig, uuid: Uuid, cluster: Uuid, force: bool) -> Result<
         Err(why) => Err(Failure::new(format!("target {} was not laid out", target.name))
             .cause(why)
             .hint("choose another device, or destroy what this one holds with `cobalt format --force`")),
+    }
+}
+
+/// The file whose head is the meta region, where it takes room only as it is written.
+fn sparse_meta(device: &TargetDevice) -> Option<PathBuf> {
+    let (TargetDevice::One(uri) | TargetDevice::Two { meta: uri, .. }) = device;
+    match &uri.kind {
+        DeviceKind::File { path, sparse: true, .. } => Some(path.clone()),
+        _ => None,
     }
 }
 

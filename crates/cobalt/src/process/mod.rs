@@ -74,13 +74,20 @@ pub fn identity_of(config: &Config) -> Result<ClusterId, Failure> {
         .ok_or_else(|| missing().cause(format!("{} does not exist", path.display())))
 }
 
+/// The refusal of a secret that is not there, not whole or not secret.
+fn unusable_secret(error: &cobalt_rpc::SecretError) -> Failure {
+    Failure::new("the cluster secret cannot be used").cause(targets::with_sources(error)).hint(
+        "every process of a cluster needs the same file, which `cobalt format` made: put a copy there, with mode 0600",
+    )
+}
+
 /// Runs a process until a signal ends it. The lock is held all the while.
 ///
 /// # Errors
 /// Why it did not start, or did not end in order.
 pub fn run(plan: Plan, _lock: Lock, announce: impl FnOnce(&str)) -> Result<(), Failure> {
-    let secret = ClusterSecret::load(&plan.config.cluster.secret_file.value)
-        .map_err(|e| Failure::new("the cluster secret cannot be used").cause(targets::with_sources(&e)))?;
+    let secret =
+        ClusterSecret::load(&plan.config.cluster.secret_file.value).map_err(|e| unusable_secret(&e))?;
     let me = &plan.process;
     for (addr, flag) in [
         (me.s3.as_ref().map(|s| s.listen.value), "--s3-listen"),

@@ -221,8 +221,10 @@ impl Process {
 
     /// The client ends, then nothing new comes in, then every target writes its checkpoint.
     async fn end(self) -> Result<(), Failure> {
-        // The gateway has drained. What the client has not said, the catalogue learns when it fences the session.
-        drop(self.client);
+        // The gateway has drained. A session that is closed here need not be fenced by the next start.
+        if let Some(client) = self.client {
+            client.stop().await;
+        }
         if let Some(collector) = &self.collector {
             collector.abort();
         }
