@@ -17,6 +17,9 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
+/// Most blocks that are withheld for one deallocation.
+const WITHDRAW_MAX: u64 = 4096;
+
 /// A group in memory.
 #[derive(Default)]
 struct Group {
@@ -288,6 +291,43 @@ impl Balloc {
         let next = inner.next_read;
         inner.waiting.push_back((next, extents));
         inner.released()
+    }
+
+    /// Holds the first of the blocks `start..end` of a group that are free, for a deallocation: [`Balloc::reusable`] gives them
+    /// back. None when there are none, or others were promised all that is left.
+    pub(crate) async fn withdraw(&self, start: u64, end: u64) -> Result<Option<Extent>, StoreError> {
+        let group = usize::try_from(start / self.shape.group_blocks).unwrap_or(usize::MAX);
+        let end = end.min(self.group_end(start));
+        if group >= self.inner.borrow().groups.len() || start >= end {
+            return Ok(None);
+        }
+        self.load_group(group).await?;
+        let mut inner = self.inner.borrow_mut();
+        let most = (inner.avail - inner.claimed).min(WITHDRAW_MAX);
+        let slot = &mut inner.groups[group];
+        let Some(extents) = slot.extents.as_mut().filter(|_| most > 0) else { return Ok(None) };
+        let around = extents.range(..=start).next_back().filter(|(s, l)| **s + **l > start);
+        let Some((from, len)) = around.or_else(|| extents.range(start..end).next()) else { return Ok(None) };
+        let (first, until) = (*from, *from + *len);
+        let at = first.max(start);
+        let count = (until.min(end) - at).min(most);
+        extents.remove(&first);
+        if first < at {
+            extents.insert(first, at - first);
+        }
+        if at + count < until {
+            extents.insert(at + count, until - at - count);
+        }
+        slot.avail -= count;
+        inner.avail -= count;
+        inner.limbo += count;
+        inner.hold(at, count);
+        Ok(Some(Extent { start: at, blocks: u32::try_from(count).expect("at most WITHDRAW_MAX") }))
+    }
+
+    /// First block of the group after the block's.
+    pub(crate) fn group_end(&self, block: u64) -> u64 {
+        (block / self.shape.group_blocks + 1) * self.shape.group_blocks
     }
 
     /// Blocks whose wait is over may be handed out.

@@ -24,6 +24,7 @@ mod journal;
 mod read;
 mod schema;
 mod stage;
+mod trim;
 mod tx;
 
 pub mod checkpoint;

@@ -46,6 +46,8 @@ pub struct Limits {
     pub quiet: Duration,
     /// Whether freed blocks are deallocated on devices that can.
     pub trim: bool,
+    /// How long they stay free before that; at most twice as long.
+    pub trim_after: Duration,
 }
 
 impl Default for Limits {
@@ -69,6 +71,7 @@ impl Default for Limits {
             reads: 256,
             quiet: Duration::from_millis(10),
             trim: true,
+            trim_after: Duration::from_secs(10),
         }
     }
 }
@@ -95,6 +98,7 @@ impl Limits {
             reads: 4,
             quiet: Duration::from_millis(10),
             trim: true,
+            trim_after: Duration::from_millis(5),
         }
     }
 }

@@ -19,7 +19,8 @@ use crate::schema::{self, COB, CobRow};
 use crate::stage::Stage;
 use crate::superblock::{JournalPosition, Superblock};
 use crate::tree::{Forest, TreeId};
-use crate::tx::{Committed, Extent, TxClass};
+use crate::trim::Trims;
+use crate::tx::{Committed, TxClass};
 use cobalt_base::{BLOCK_SIZE, Fid, Lsn, SessionId};
 use cobalt_dma::{Arena, ArenaConfig};
 use cobalt_reactor::Ctx;
@@ -84,6 +85,7 @@ pub(crate) struct Core {
     /// The running checkpoint is the first of a target whose journal has no room for another record.
     folding: Cell<bool>,
     checkpoint_done: Notify,
+    pub trims: Trims,
     pub flusher: Flusher,
     pub reads: Semaphore,
     pub next_tx: Cell<u64>,
@@ -141,6 +143,7 @@ impl Store {
         }
         drop(core.ctx.spawn(core.clone().checkpoint_loop()));
         drop(core.ctx.spawn(core.clone().chore_loop()));
+        drop(core.ctx.spawn(core.clone().trim_loop()));
         opening.0 = None;
         Ok(store)
     }
@@ -165,6 +168,7 @@ impl Store {
         while !core.queue.borrow().is_empty() && core.is_well().is_ok() {
             core.group_done.notified().await;
         }
+        core.trim_at_close().await;
         let last = core.checkpoint_apart().await;
         core.stop.set(true);
         core.wake_all();
@@ -339,6 +343,7 @@ impl Core {
             checkpoint_running: Cell::new(false),
             folding: Cell::new(false),
             checkpoint_done: Notify::default(),
+            trims: Trims::default(),
             // Somewhere: a proof of one target's transaction is none of another's.
             next_tx: Cell::new(ctx_random >> 1),
             counters: Cell::default(),
@@ -381,9 +386,10 @@ impl Core {
         self.group_done.notify_all();
         self.chore.notify_all();
         self.checkpoint_done.notify_all();
+        self.trims.some.notify_all();
     }
 
-    fn is_well(&self) -> Result<(), StoreError> {
+    pub(crate) fn is_well(&self) -> Result<(), StoreError> {
         match &*self.failed.borrow() {
             Some(why) => Err(StoreError::Failed { why: why.clone() }),
             None => Ok(()),
@@ -488,29 +494,6 @@ impl Core {
 
     async fn name_generation(&self, generation: u64) -> Result<(), StoreError> {
         self.run_chore(TxClass::Checkpoint, Intent::Named { generation }).await.map(drop)
-    }
-
-    /// Blocks that nothing holds any more: deallocated on the device where that is wanted, then reusable.
-    pub(crate) fn release_blocks(&self, extents: Vec<Extent>) {
-        if extents.is_empty() {
-            return;
-        }
-        let trim = self.limits.trim && self.regions.data.device.identify().deallocate;
-        if !trim {
-            self.balloc.reusable(&extents);
-            return;
-        }
-        self.count(|c| c.trims += extents.len() as u64);
-        let (balloc, data) = (self.balloc.clone(), self.regions.data.clone());
-        drop(self.ctx.spawn(async move {
-            for extent in &extents {
-                let (at, len) = (extent.start * BLOCK_SIZE, u64::from(extent.blocks) * BLOCK_SIZE);
-                if let Err(error) = data.deallocate(at, len).await {
-                    tracing::warn!(%error, "a freed range could not be deallocated; it is reused all the same");
-                }
-            }
-            balloc.reusable(&extents);
-        }));
     }
 
     pub(crate) fn add_chores(&self, dead: Option<Fid>, fenced: Option<SessionId>) {
@@ -700,7 +683,9 @@ impl Checkpointed for Core {
 impl Store {
     /// Whether no background work is left.
     pub(crate) fn is_idle(&self) -> bool {
-        self.0.chores.borrow().is_empty() && !self.0.chore_running.get()
+        let core = &self.0;
+        let chores = core.chore_running.get() || !core.chores.borrow().is_empty();
+        !chores && !core.checkpoint_running.get() && core.trims.is_idle()
     }
 
     /// Bytes of nodes in memory.

@@ -1,8 +1,9 @@
 //! One request at a time: what a caller sees.
 
 use super::rig::{CHUNK, Rig, fid, pattern, run};
-use crate::{CobAttrs, CtgOp, StoreError, TxClass};
+use crate::{CobAttrs, CtgOp, Limits, StoreError, TxClass};
 use cobalt_base::SessionId;
+use std::time::Duration;
 
 #[test]
 fn what_is_put_is_read_overwritten_and_survives_a_restart() {
@@ -295,5 +296,43 @@ fn a_catalogue_larger_than_the_cache_is_read_judged_and_redone() {
         }
         assert_eq!(count, 900);
         assert_eq!(rig.store.ctg().scan(2, &[], Some(&5u32.to_be_bytes()), 100).await.unwrap().len(), 5);
+    });
+}
+
+#[test]
+fn freed_blocks_are_deallocated_only_when_they_stay_free_and_in_long_runs() {
+    run(8, async |ctx| {
+        let limits = Limits { trim_after: Duration::from_secs(10), ..Limits::tiny() };
+        let rig = Rig::with(&ctx, limits).await;
+        let (total, unit) = (rig.store.space().total, pattern(1, 16 * CHUNK));
+        let count = total / unit.len() as u64;
+        for round in 0..3 {
+            for i in 0..count {
+                rig.put(fid(1, round * count + i), 0, &unit).await.unwrap();
+            }
+            for i in 0..count {
+                rig.store.cob_delete(fid(1, round * count + i)).await.unwrap();
+            }
+            while rig.store.space().used > 0 {
+                ctx.sleep(Duration::from_millis(1)).await;
+            }
+        }
+        let device = &rig.regions.data.device;
+        assert_eq!(device.counters().deallocates, 0, "what is written again soon is left alone");
+        assert_eq!(rig.store.space().free, total, "and can be used at once");
+        // One lives on in the middle: nothing of it may go.
+        rig.put(fid(2, 1), 0, &unit).await.unwrap();
+        ctx.sleep(Duration::from_secs(25)).await;
+        rig.settle().await;
+        let (all, deallocates) = (rig.store.space(), device.counters().deallocates);
+        assert_eq!((all.free, all.used, all.reserved), (total - unit.len() as u64, unit.len() as u64, 0));
+        assert!(
+            deallocates > 0 && deallocates <= total / unit.len() as u64 / 3,
+            "{deallocates} for {total} bytes"
+        );
+        assert_eq!(rig.read(fid(2, 1), 0, unit.len()).await.unwrap(), unit);
+        let gone = rig.data.current().iter().filter(|byte| **byte == 0xdd).count() as u64;
+        assert!(gone >= total - unit.len() as u64, "all that stayed free: {gone} bytes");
+        rig.assert_clean("deallocated").await;
     });
 }
