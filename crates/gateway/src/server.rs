@@ -1,5 +1,6 @@
 //! HTTP/1.1 over TCP: a bounded number of connections, each bounded in memory and patience, and an orderly end.
 
+use crate::body::Hasher;
 use crate::config::{BindError, GatewayConfig, listen, runtime};
 use crate::guard::Rules;
 use crate::keys::{Keys, Unseal};
@@ -53,7 +54,8 @@ impl Gateway {
         let keys = Keys::new(storage.clone(), unseal, limits.clone());
         let region = config.region.clone();
         let rules = Rules { region: region.clone(), domain: config.domain.clone(), limits: limits.clone() };
-        let ops = Ops { storage, keys: keys.clone(), region, limits, step };
+        let hasher = Hasher::start(runtime.handle(), config.threads);
+        let ops = Ops { storage, keys: keys.clone(), region, limits, step, hasher };
         let service = Service::new(ops, keys, rules, config.allow_plaintext, u64::from_le_bytes(seed));
         Ok(Gateway { runtime, listener, address, service: Arc::new(service), config })
     }

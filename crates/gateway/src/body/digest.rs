@@ -1,10 +1,11 @@
 //! Digests of a body: MD5 for the ETag, one S3 checksum, and SHA-256 where the signature covers it. One pass over the bytes.
 
-use super::BodyError;
+use super::md5::Md5;
+use super::{BodyError, Hasher};
 use base64::{Engine, engine::general_purpose::STANDARD};
+use cobalt_dma::Buf;
 use cobalt_rpc::proto::record::{Checksum, ChecksumAlgorithm};
 use crc_fast::CrcAlgorithm;
-use md5::Md5;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
@@ -98,12 +99,17 @@ impl Digests {
             (None, _) => Running::Sha256,
         };
         let sha256 = (sha256 || algorithm == Algorithm::Sha256).then(Sha256::new);
-        Digests { md5: Md5::new(), algorithm, running, sha256 }
+        Digests { md5: Md5::default(), algorithm, running, sha256 }
     }
 
     /// Adds bytes.
     pub fn update(&mut self, bytes: &[u8]) {
         self.md5.update(bytes);
+        self.update_checksums(bytes);
+    }
+
+    /// Adds bytes to all but the MD5; [`Digests::update_md5`] follows with the buffer that they went to.
+    pub fn update_checksums(&mut self, bytes: &[u8]) {
         match &mut self.running {
             Running::Crc(digest) => digest.update(bytes),
             Running::Sha1(digest) => digest.update(bytes),
@@ -112,6 +118,16 @@ impl Digests {
         if let Some(digest) = &mut self.sha256 {
             digest.update(bytes);
         }
+    }
+
+    /// Adds the buffer's bytes to the MD5, beside those of other bodies.
+    ///
+    /// # Errors
+    /// `Gone` when the process ends.
+    pub async fn update_md5(&mut self, hasher: &Hasher, buf: Buf) -> Result<Buf, BodyError> {
+        let (md5, buf) = hasher.add(std::mem::take(&mut self.md5), buf).await.ok_or(BodyError::Gone)?;
+        self.md5 = md5;
+        Ok(buf)
     }
 
     /// Ends.
@@ -123,7 +139,7 @@ impl Digests {
             Running::Sha256 => sha256.map(|digest| digest.to_vec()).unwrap_or_default(),
         };
         let checksum = Expected { algorithm: self.algorithm, value };
-        Digested { md5: self.md5.finalize().into(), checksum, sha256 }
+        Digested { md5: self.md5.finish(), checksum, sha256 }
     }
 }
 

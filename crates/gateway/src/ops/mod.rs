@@ -12,7 +12,7 @@ mod object_delete;
 mod object_get;
 mod object_put;
 
-use crate::body::Slot;
+use crate::body::{Hasher, Slot};
 use crate::error::{mismatched, s3};
 use crate::guard::Upload;
 use crate::keys::Keys;
@@ -45,6 +45,7 @@ pub(crate) struct Ops<S> {
     pub region: String,
     pub limits: Limits,
     pub step: StepHook,
+    pub hasher: Hasher,
 }
 
 impl<S: Storage> Ops<S> {

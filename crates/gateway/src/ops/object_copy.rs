@@ -166,13 +166,13 @@ impl<S: Storage> Ops<S> {
             let mut rest: &[u8] = &piece;
             while !rest.is_empty() {
                 let (part, behind) = rest.split_at(rest.len().min(unit - filled));
-                digests.update(part);
+                digests.update_checksums(part);
                 buf[filled..filled + part.len()].copy_from_slice(part);
                 cobalt_dma::copied::add(part.len());
                 filled += part.len();
                 rest = behind;
                 if filled == unit {
-                    put.write(buf).await.map_err(s3)?;
+                    put.write(digests.update_md5(&self.hasher, buf).await?).await.map_err(s3)?;
                     buf = put.buf().await;
                     buf.set_len(unit);
                     filled = 0;
@@ -180,7 +180,7 @@ impl<S: Storage> Ops<S> {
             }
         }
         buf.set_len(filled);
-        put.write(buf).await.map_err(s3)?;
+        put.write(digests.update_md5(&self.hasher, buf).await?).await.map_err(s3)?;
         Ok((digests.finish(), Some(put.finish().await.map_err(s3)?)))
     }
 }

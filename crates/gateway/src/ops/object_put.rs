@@ -4,7 +4,7 @@
 use super::checksum::{Fields, checksummed};
 use super::condition;
 use super::{Body, Ops, STEP_HTTP_PUT, STEP_HTTP_REPLY, etag, meta, now};
-use crate::body::{BodyError, ChunkSigner, Digested, Digests, Pace, Payload};
+use crate::body::{BodyError, ChunkSigner, Digested, Digests, Hasher, Pace, Payload};
 use crate::error::{mismatched, raced, s3};
 use crate::guard::Framing;
 use crate::refusal::Refusal;
@@ -110,7 +110,7 @@ impl<S: Storage> Ops<S> {
             None
         } else {
             let mut put = self.storage.put(upload.length).await.map_err(s3)?;
-            fill(&mut put, &mut payload, &mut digests).await?;
+            fill(&mut put, &mut payload, &mut digests, &self.hasher).await?;
             Some(put)
         };
         let digested = digests.finish();
@@ -124,7 +124,12 @@ impl<S: Storage> Ops<S> {
 }
 
 /// Copies the payload into units: the one copy between socket and device.
-async fn fill<P: Put>(put: &mut P, payload: &mut Payload, digests: &mut Digests) -> Result<(), S3Error> {
+async fn fill<P: Put>(
+    put: &mut P,
+    payload: &mut Payload,
+    digests: &mut Digests,
+    hasher: &Hasher,
+) -> Result<(), S3Error> {
     let unit = put.unit_size();
     let mut buf = put.buf().await;
     buf.set_len(unit);
@@ -132,12 +137,12 @@ async fn fill<P: Put>(put: &mut P, payload: &mut Payload, digests: &mut Digests)
     while let Some(mut piece) = payload.next().await? {
         while !piece.is_empty() {
             let part = piece.split_to(piece.len().min(unit - filled));
-            digests.update(&part);
+            digests.update_checksums(&part);
             buf[filled..filled + part.len()].copy_from_slice(&part);
             cobalt_dma::copied::add(part.len());
             filled += part.len();
             if filled == unit {
-                put.write(buf).await.map_err(s3)?;
+                put.write(digests.update_md5(hasher, buf).await?).await.map_err(s3)?;
                 buf = put.buf().await;
                 buf.set_len(unit);
                 filled = 0;
@@ -145,7 +150,7 @@ async fn fill<P: Put>(put: &mut P, payload: &mut Payload, digests: &mut Digests)
         }
     }
     buf.set_len(filled);
-    put.write(buf).await.map_err(s3)
+    put.write(digests.update_md5(hasher, buf).await?).await.map_err(s3)
 }
 
 /// The chain of the request's chunk signatures, which begins with the signature that s3s has verified.
