@@ -17,8 +17,8 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
-/// Most blocks that are withheld for one deallocation.
-const WITHDRAW_MAX: u64 = 4096;
+/// Most blocks that are withheld for one deallocation: it stops the target's writes for as long as it takes.
+const WITHDRAW_MAX: u64 = 256;
 
 /// A group in memory.
 #[derive(Default)]

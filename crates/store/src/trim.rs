@@ -116,7 +116,6 @@ impl Core {
                     break;
                 }
                 self.trim(start, end).await;
-                self.ctx.sleep(PAUSE).await;
             }
             self.trims.running.set(false);
         }
@@ -146,6 +145,9 @@ impl Core {
                         balloc.reusable(&[extent]);
                     });
                     work.await;
+                    if self.may_write().is_ok() {
+                        self.ctx.sleep(PAUSE).await;
+                    }
                 }
                 Ok(None) => at = self.balloc.group_end(at),
                 Err(error) => {
