@@ -179,6 +179,26 @@ impl Service {
     }
 }
 
+/// The message of an error that s3s leaves without one: clients show people nothing else.
+fn message(error: &str) -> String {
+    let code =
+        error.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>")).map_or("", |c| c.0);
+    let text = match code {
+        "SignatureDoesNotMatch" => {
+            "The signature is not that of this request under the key's secret: check the secret key, and what changes requests on their way."
+        }
+        "InvalidBucketName" => {
+            "The bucket's name is not valid: use 3 to 63 lower-case letters, digits, dots and hyphens."
+        }
+        "KeyTooLongError" => "The key is longer than 1,024 bytes.",
+        "NotImplemented" => "This part of S3 is not there yet.",
+        "MethodNotAllowed" => "This method is not allowed here.",
+        "MalformedXML" => "The XML of the request is not well-formed, or not what this operation takes.",
+        _ => return String::new(),
+    };
+    format!("<Message>{text}</Message>")
+}
+
 /// s3s's answer with the request's id in its error, and no body where HTTP has none.
 fn identify(response: Response<s3s::Body>, method: &Method, id: &str) -> Response<Reply> {
     let (mut parts, body) = response.into_parts();
@@ -199,7 +219,8 @@ fn identify(response: Response<s3s::Body>, method: &Method, id: &str) -> Respons
         tracing::info!(%method, request = %id, status = parts.status.as_u16(), "refused");
         if let Some(text) = text.strip_suffix("</Error>").filter(|text| !text.contains("<RequestId>")) {
             parts.headers.remove(header::CONTENT_LENGTH);
-            let text = format!("{text}<RequestId>{id}</RequestId></Error>");
+            let message = if text.contains("<Message>") { String::new() } else { message(text) };
+            let text = format!("{text}{message}<RequestId>{id}</RequestId></Error>");
             return Response::from_parts(parts, full(text.into()));
         }
     }
