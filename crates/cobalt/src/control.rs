@@ -15,8 +15,8 @@ pub enum Request {
     KeyDelete { access_key: String },
 }
 
-/// An answer.
-#[derive(Debug, Serialize, Deserialize)]
+/// An answer. No `Debug`: one of them carries a secret, which no message may print.
+#[derive(Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "snake_case")]
 pub enum Response {
     Report(Box<Report>),
@@ -24,6 +24,19 @@ pub enum Response {
     Keys { keys: Vec<Key> },
     Done,
     Refused { error: String, hint: Option<String> },
+}
+
+impl Response {
+    /// What kind of answer it is, for messages.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Response::Report(_) => "a report",
+            Response::KeyCreated { .. } => "a new key",
+            Response::Keys { .. } => "a list of keys",
+            Response::Done => "done",
+            Response::Refused { .. } => "a refusal",
+        }
+    }
 }
 
 /// A credential without its secret.

@@ -34,7 +34,7 @@ fn ask(place: &PlaceArgs, request: &Request) -> Result<Response, Failure> {
 }
 
 fn unexpected(response: &Response) -> Failure {
-    Failure::new("the process answered something else").cause(format!("{response:?}"))
+    Failure::new("the process answered something else").cause(format!("it sent {}", response.name()))
 }
 
 fn create(place: &PlaceArgs, account: String, client: Option<Client>, output: Output) -> Result<(), Failure> {

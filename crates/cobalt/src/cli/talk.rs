@@ -52,8 +52,7 @@ pub fn ask(config: &Config, process: &str, what: &Request) -> Result<Response, F
 pub fn report(config: &Config, process: &str) -> Result<Report, Failure> {
     match ask(config, process, &Request::Report)? {
         Response::Report(report) => Ok(*report),
-        other => {
-            Err(Failure::new(format!("`{process}` answered something else")).cause(format!("{other:?}")))
-        }
+        other => Err(Failure::new(format!("`{process}` answered something else"))
+            .cause(format!("it sent {}", other.name()))),
     }
 }
