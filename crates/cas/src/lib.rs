@@ -27,6 +27,7 @@ mod leader;
 mod server;
 
 mod collector;
+mod remote;
 mod sweep;
 mod target;
 
@@ -36,5 +37,6 @@ pub mod secrets;
 pub use schema::CREDENTIALS;
 
 pub use leader::{Leadership, SoleReplica};
+pub use remote::RemoteTargets;
 pub use server::{Cas, CasService};
 pub use target::{TargetError, Targets};

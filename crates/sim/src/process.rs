@@ -2,33 +2,26 @@
 
 use crate::disk::Disk;
 use crate::log::EventLog;
-use cobalt_base::{Fid, SessionId};
 use cobalt_cas::limits::CollectorLimits;
-use cobalt_cas::{Cas, CasService, SoleReplica, TargetError, Targets};
+use cobalt_cas::{Cas, CasService, RemoteTargets, SoleReplica};
 use cobalt_dma::Arena;
 use cobalt_fabric::{LocalNet, PeerAddr, Transport};
 use cobalt_ios::{Ios, Target};
 use cobalt_reactor::{Ctx, Scope};
-use cobalt_rpc::proto::ios::{CobRow, Delete, Fence, IosError, ListCobs};
 use cobalt_rpc::proto::record::PoolTarget;
 use cobalt_rpc::{
-    Auth, Call, CallError, ClusterSecret, Identity, Lend, Peer, PeerLimits, Refusal, Request, Server,
-    ServerLimits, Service,
+    Auth, Call, ClusterSecret, Identity, Peer, PeerLimits, Refusal, Server, ServerLimits, Service,
 };
 use cobalt_store::{
     FormatOptions, FsckOptions, FsckReport, Limits, OpenOptions, Region, Regions, Store, format, fsck,
 };
 use futures::future::LocalBoxFuture;
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::time::Duration;
 use uuid::Uuid;
 
 /// The cluster of all simulations.
 const CLUSTER: Uuid = Uuid::from_u128(0xc1);
-/// Time for one call of the collector.
-const CALL: Duration = Duration::from_secs(5);
 
 /// What all processes of a cluster share.
 #[derive(Clone)]
@@ -148,7 +141,7 @@ impl Process {
         if let Some(cas) = &cas {
             cas.set_pool((0..count).map(target).collect()).await?;
             let peers = peers(&self.site, &scope, &name(self.number), incarnation, count);
-            let remote = Remote {
+            let remote = RemoteTargets {
                 ctx: ctx.clone(),
                 peers: peers.into_iter().enumerate().map(|(i, peer)| (target(i).target, peer)).collect(),
             };
@@ -222,52 +215,5 @@ impl Service for Services {
                 Box::pin(std::future::ready(()))
             }
         }
-    }
-}
-
-/// The targets as the collector reaches them.
-struct Remote {
-    ctx: Ctx,
-    peers: BTreeMap<Uuid, Peer>,
-}
-
-impl Remote {
-    async fn call<R: Request<Error = IosError>>(
-        &self,
-        target: Uuid,
-        request: R,
-    ) -> Result<R::Reply, TargetError> {
-        let Some(peer) = self.peers.get(&target) else {
-            return Err(TargetError::Unavailable("nobody serves it".into()));
-        };
-        match peer.call(&request, Lend::None, self.ctx.now() + CALL).await {
-            Ok(answer) => Ok(answer.reply),
-            Err(CallError::Service(refusal)) => Err(refusal.into()),
-            Err(other) => Err(TargetError::Unavailable(other.to_string())),
-        }
-    }
-}
-
-impl Targets for Remote {
-    fn delete(
-        &self,
-        target: Uuid,
-        fids: Vec<Fid>,
-        incarnation: u64,
-    ) -> LocalBoxFuture<'_, Result<(), TargetError>> {
-        Box::pin(self.call(target, Delete { target, fids, incarnation }))
-    }
-
-    fn fence(&self, target: Uuid, session: SessionId) -> LocalBoxFuture<'_, Result<(), TargetError>> {
-        Box::pin(self.call(target, Fence { target, session }))
-    }
-
-    fn list(
-        &self,
-        target: Uuid,
-        from: Fid,
-        limit: u32,
-    ) -> LocalBoxFuture<'_, Result<Vec<CobRow>, TargetError>> {
-        Box::pin(self.call(target, ListCobs { target, from, limit }))
     }
 }

@@ -15,7 +15,6 @@ pub mod lock;
 mod metrics;
 mod pool;
 mod reactor;
-mod remote;
 mod report;
 mod sides;
 pub mod socket;

@@ -2,14 +2,13 @@
 //! ends in order when it is told to.
 
 use super::dispatch::Dispatch;
-use super::remote::RemoteTargets;
 use super::targets::{self, Opening, Target, with_sources};
 use super::{Plan, incarnation, pool};
 use crate::cli::Failure;
 use crate::config::ProcessConfig;
 use crate::control;
 use cobalt_cas::limits::CollectorLimits;
-use cobalt_cas::{Cas, CasService, SoleReplica};
+use cobalt_cas::{Cas, CasService, RemoteTargets, SoleReplica};
 use cobalt_client::{Client, ClientConfig, Handle, LayoutConfig, PeerConfig};
 use cobalt_dma::{Arena, ArenaConfig};
 use cobalt_fabric::{LocalNet, PeerAddr, TcpTransport, Transport};
@@ -18,7 +17,7 @@ use cobalt_reactor::{Ctx, JoinHandle, mailbox};
 use cobalt_rpc::{Auth, ClusterSecret, Identity, Peer, PeerLimits, Server, ServerLimits};
 use futures::channel::oneshot;
 use futures::future::{FutureExt, join_all};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -335,7 +334,7 @@ async fn start_catalogue(ctx: &Ctx, plan: &Plan, targets: &[Target]) -> Option<R
     Some(start.await.map_err(|e| with_sources(&e)))
 }
 
-fn by_target(plan: &Plan, peers: &[PeerConfig]) -> HashMap<uuid::Uuid, Peer> {
+fn by_target(plan: &Plan, peers: &[PeerConfig]) -> BTreeMap<uuid::Uuid, Peer> {
     let peer_of = |process: &str| peers.iter().find(|p| p.peer.name() == process).map(|p| p.peer.clone());
     plan.config
         .targets()

@@ -1,12 +1,12 @@
 //! The targets as the collector reaches them: by calls to the I/O services of their processes.
 
+use crate::{TargetError, Targets};
 use cobalt_base::{Fid, SessionId};
-use cobalt_cas::{TargetError, Targets};
 use cobalt_reactor::Ctx;
 use cobalt_rpc::proto::ios::{CobRow, Delete, Fence, IosError, ListCobs};
 use cobalt_rpc::{CallError, Lend, Peer, Request};
 use futures::future::LocalBoxFuture;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -15,8 +15,10 @@ const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Every target of the configuration, with the peer that serves it.
 pub struct RemoteTargets {
+    /// Of the reactor that the peers live on.
     pub ctx: Ctx,
-    pub peers: HashMap<Uuid, Peer>,
+    /// The peer that serves a target.
+    pub peers: BTreeMap<Uuid, Peer>,
 }
 
 impl RemoteTargets {
