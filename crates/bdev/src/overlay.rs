@@ -62,10 +62,9 @@ impl Overlay {
         self.pieces.range(from..).next().map(|(at, piece)| (*at, piece.clone()))
     }
 
-    /// Offset and version of every piece older than `version`.
-    pub(crate) fn older_than(&self, version: u64) -> Vec<(Range<u64>, u64)> {
-        let old = self.pieces.iter().filter(|(_, piece)| piece.version < version);
-        old.map(|(at, piece)| (span(*at, piece), piece.version)).collect()
+    /// Where something is held, piece by piece.
+    pub(crate) fn ranges(&self) -> Vec<Range<u64>> {
+        self.pieces.iter().map(|(at, piece)| span(*at, piece)).collect()
     }
 
     fn put(&mut self, offset: u64, piece: Piece) {

@@ -130,7 +130,10 @@ impl Bdev for VolatileCache {
                     state.make_room(offset, data).await
                 }
             }),
-            Op::Flush => state.run(done, async move |state| state.flush(version).await),
+            Op::Flush => {
+                let held = state.overlay.borrow().ranges();
+                state.run(done, async move |state| state.flush(held).await);
+            }
             Op::Deallocate { offset, len } => state.run(done, async move |state| {
                 let claim = state.claim(offset..offset + len).await;
                 state.inner.deallocate(offset, len).await?;
@@ -204,7 +207,7 @@ impl State {
             let picked = self.pick();
             match picked {
                 Some((at, piece)) => {
-                    self.write_back(at..at + piece.slice.len() as u64, piece.version).await?;
+                    self.write_back(at..at + piece.slice.len() as u64).await?;
                 }
                 None => return self.through(offset, data, false, version).await,
             }
@@ -225,32 +228,27 @@ impl State {
         self.overlay.borrow_mut().carve(&(offset..offset + len), |held| held < version);
     }
 
-    async fn flush(&self, version: u64) -> Result<(), IoError> {
-        loop {
-            let mut old = self.overlay.borrow().older_than(version);
-            if old.is_empty() {
-                break;
-            }
-            for last in (1..old.len()).rev() {
-                old.swap(last, self.below(last as u64 + 1) as usize);
-            }
-            let mut writes = iter(old)
-                .map(|(range, version)| self.write_back(range, version))
-                .buffer_unordered(FLUSH_WIDTH);
-            while let Some(written) = writes.next().await {
-                written?;
-            }
+    /// Writes back whatever lies where something was held when the flush came: that, or what took its
+    /// place since, for the older version can be had nowhere else by then.
+    async fn flush(&self, mut held: Vec<Range<u64>>) -> Result<(), IoError> {
+        for last in (1..held.len()).rev() {
+            held.swap(last, self.below(last as u64 + 1) as usize);
         }
+        let mut writes = iter(held).map(|range| self.write_back(range)).buffer_unordered(FLUSH_WIDTH);
+        while let Some(written) = writes.next().await {
+            written?;
+        }
+        drop(writes);
         self.inner.flush().await
     }
 
-    /// Writes what is still held of one write in `range`, then lets go of it.
-    async fn write_back(&self, range: Range<u64>, version: u64) -> Result<(), IoError> {
+    /// Writes what is held in `range`, then lets go of it.
+    async fn write_back(&self, range: Range<u64>) -> Result<(), IoError> {
         let claim = self.claim(range.clone()).await;
         let pieces = self.overlay.borrow().overlapping(&range);
-        for (at, piece) in pieces.into_iter().filter(|(_, piece)| piece.version == version) {
-            let end = at + piece.slice.len() as u64;
-            self.inner.write(at, smallvec![piece.slice], false).await?;
+        for (at, Piece { slice, version }) in pieces {
+            let end = at + slice.len() as u64;
+            self.inner.write(at, smallvec![slice], false).await?;
             self.overlay.borrow_mut().carve(&(at..end), |held| held == version);
         }
         drop(claim);
@@ -299,7 +297,7 @@ impl State {
                 let Some((at, piece)) = self.pick() else { break };
                 let done = match self.below(4) {
                     0 => self.tear(at, &piece).await,
-                    _ => self.write_back(at..at + piece.slice.len() as u64, piece.version).await,
+                    _ => self.write_back(at..at + piece.slice.len() as u64).await,
                 };
                 if let Err(error) = done {
                     // Still held: the next flush tries again, and its caller hears of it.

@@ -322,6 +322,22 @@ fn a_power_cut_loses_keeps_reorders_and_tears() {
     assert!(lost > 20 && kept > 20 && torn > 5 && reordered > 5, "{lost} {kept} {torn} {reordered}");
 }
 
+/// Found by the model above: the overwriting write took the place of what the flush had yet to write.
+#[test]
+fn a_flush_covers_what_was_written_before_it_even_if_it_is_overwritten_meanwhile() {
+    for seed in 0..200 {
+        let reactor = Reactor::new_virtual(seed).unwrap();
+        let ctx = reactor.ctx();
+        reactor.block_on(async move {
+            let mut world = World::new(&ctx);
+            let write = || Action::Write { at: 4, blocks: 2, fua: false };
+            world.together(vec![write()]).await;
+            world.together(vec![Action::Flush, write()]).await;
+            world.power_cut().await;
+        });
+    }
+}
+
 #[test]
 fn no_more_than_the_limit_is_held() {
     let reactor = Reactor::new_virtual(3).unwrap();
