@@ -5,6 +5,7 @@
 //! a random number.
 
 pub mod bytes;
+pub mod canary;
 pub mod checksum;
 pub mod corrupt;
 pub mod fid;

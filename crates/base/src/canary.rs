@@ -1,0 +1,76 @@
+//! Planted bugs. A proof that finds nothing proves nothing until it has found these: each is a mistake that a store
+//! could make, switched on at run time, in builds with the feature `proof` alone. Elsewhere [`planted`] is `false` as a
+//! constant, and nothing of it is compiled.
+
+#[cfg(feature = "proof")]
+use std::cell::Cell;
+
+/// A mistake, by what it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Canary {
+    /// A write is answered before its data are flushed.
+    ReplyBeforeFlush,
+    /// Flushes of the data region are left out.
+    NoFlush,
+    /// Freed blocks are reusable before the transaction that frees them is durable.
+    FreeBeforeDurable,
+    /// A node is taken without comparing it with the checksum that its parent holds.
+    NoParentChecksum,
+    /// The checkpoint writes the superblock before the nodes that it refers to are flushed.
+    SuperblockBeforeNodes,
+    /// Recovery and the journal's writer know no `durable_lsn`.
+    NoDurableLsn,
+    /// A group is applied and visible before its record is durable.
+    ApplyBeforeDurable,
+    /// Conditions are judged against what is applied, without what is pending.
+    ConditionOnApplied,
+    /// The collector takes what a session owns that it has not fenced.
+    CollectorWithoutFence,
+    /// The extent is committed before its bytes were pulled and written, as the seed draws it.
+    SeedOrder,
+    /// A checkpoint reuses the ring and the old nodes before the record that names it is durable.
+    ReuseBeforeNamed,
+    /// Recovery does not flush first: what a dead process left in the cache passes for durable.
+    NoFlushAtRecovery,
+}
+
+impl Canary {
+    pub const ALL: [Canary; 12] = [
+        Canary::ReplyBeforeFlush,
+        Canary::NoFlush,
+        Canary::FreeBeforeDurable,
+        Canary::NoParentChecksum,
+        Canary::SuperblockBeforeNodes,
+        Canary::NoDurableLsn,
+        Canary::ApplyBeforeDurable,
+        Canary::ConditionOnApplied,
+        Canary::CollectorWithoutFence,
+        Canary::SeedOrder,
+        Canary::ReuseBeforeNamed,
+        Canary::NoFlushAtRecovery,
+    ];
+}
+
+#[cfg(feature = "proof")]
+thread_local! {
+    static PLANTED: Cell<Option<Canary>> = const { Cell::new(None) };
+}
+
+/// Whether this thread's store makes the mistake.
+#[cfg(feature = "proof")]
+pub fn planted(canary: Canary) -> bool {
+    PLANTED.get() == Some(canary)
+}
+
+/// Whether this thread's store makes the mistake: never, in a build that is not a proof's.
+#[cfg(not(feature = "proof"))]
+#[inline(always)]
+pub const fn planted(_: Canary) -> bool {
+    false
+}
+
+/// Plants a mistake in this thread, or takes it out.
+#[cfg(feature = "proof")]
+pub fn plant(canary: Option<Canary>) {
+    PLANTED.set(canary);
+}

@@ -1,0 +1,28 @@
+//! `prove`: runs the store under instruments that find what tests by hand cannot, and counts what they saw.
+//!
+//! One layer a subcommand. Each prints one line, `prove LAYER: name=count ... seed=S (T s)`, and ends with 0; or says what
+//! failed, how to run just that again, and ends with 1. Everything a run does follows from its seed.
+
+mod run;
+
+use clap::{Parser, ValueEnum};
+use run::{Counts, Failure, Run};
+use std::process::ExitCode;
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Layer {}
+
+#[derive(Parser)]
+#[command(about = "Proves the store: crash states, models, damage, failing I/O, fuzz, canaries")]
+struct Options {
+    layer: Layer,
+    #[command(flatten)]
+    run: Run,
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let name = options.layer.to_possible_value().expect("no layer is hidden").get_name().to_owned();
+    let outcome: Result<Counts, Failure> = match options.layer {};
+    run::report(&name, &options.run, outcome)
+}

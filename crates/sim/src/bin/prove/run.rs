@@ -1,0 +1,96 @@
+//! What every layer gets and gives: a seed and a budget; counts, or a failure that can be run again.
+
+use std::fmt;
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// How to run a layer.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Run {
+    /// Everything follows from it
+    #[arg(long, default_value_t = 1, value_parser = seed)]
+    pub seed: u64,
+    /// Threads to spread the work over
+    #[arg(long, default_value_t = 2)]
+    pub threads: usize,
+    /// How much to do, in the layer's own unit; what it does on its own is its floor
+    #[arg(long)]
+    pub count: Option<u64>,
+    /// Runs this case alone, as a failure names it
+    #[arg(long)]
+    pub case: Option<String>,
+    /// Says more
+    #[arg(long, short)]
+    pub verbose: bool,
+    #[arg(skip = now())]
+    start: Instant,
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the layer's own time, for its line; nothing under proof sees it"
+)]
+fn now() -> Instant {
+    Instant::now()
+}
+
+fn seed(text: &str) -> Result<u64, String> {
+    let (digits, radix) = text.strip_prefix("0x").map_or((text, 10), |hex| (hex, 16));
+    u64::from_str_radix(digits, radix).map_err(|e| e.to_string())
+}
+
+/// What a layer saw, by name, in the order of its line.
+#[derive(Clone, Debug, Default)]
+pub struct Counts(Vec<(String, u64)>);
+
+impl Counts {
+    /// Adds to a count; one that is new comes last.
+    pub fn add(&mut self, name: &str, n: u64) {
+        match self.0.iter_mut().find(|(known, _)| known == name) {
+            Some((_, count)) => *count += n,
+            None => self.0.push((name.to_owned(), n)),
+        }
+    }
+
+    /// Adds all of another's.
+    pub fn merge(&mut self, other: &Counts) {
+        other.0.iter().for_each(|(name, n)| self.add(name, *n));
+    }
+
+    pub fn get(&self, name: &str) -> u64 {
+        self.0.iter().find(|(known, _)| known == name).map_or(0, |(_, n)| *n)
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, (name, n)) in self.0.iter().enumerate() {
+            write!(f, "{}{name}={n}", if at > 0 { " " } else { "" })?;
+        }
+        Ok(())
+    }
+}
+
+/// What failed, and the case that fails again.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    pub case: String,
+    pub what: String,
+}
+
+/// Prints a layer's line.
+pub fn report(name: &str, run: &Run, outcome: Result<Counts, Failure>) -> ExitCode {
+    let seconds = run.start.elapsed().as_secs_f64();
+    match outcome {
+        Ok(counts) => {
+            println!("prove {name}: {counts} seed={} ({seconds:.1} s)", run.seed);
+            ExitCode::SUCCESS
+        }
+        Err(Failure { case, what }) => {
+            println!("{what}");
+            println!("prove {name}: FAILED seed={} ({seconds:.1} s)", run.seed);
+            println!("again: prove {name} --seed {} --case '{case}'", run.seed);
+            ExitCode::FAILURE
+        }
+    }
+}
