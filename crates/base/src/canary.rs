@@ -4,6 +4,8 @@
 
 #[cfg(feature = "proof")]
 use std::cell::Cell;
+#[cfg(feature = "proof")]
+use std::sync::atomic::{AtomicU8, Ordering};
 
 /// A mistake, by what it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,10 +34,26 @@ pub enum Canary {
     ReuseBeforeNamed,
     /// Recovery does not flush first: what a dead process left in the cache passes for durable.
     NoFlushAtRecovery,
+    /// A write is committed while its bytes are still on their way to the device.
+    CommitBeforeData,
+    /// A flush that failed is tried again, and what the second one says is believed.
+    FlushRetried,
+    /// Bytes are handed out without comparing them with the checksums of the extent map.
+    ReadUnchecked,
+    /// Freed blocks are reused while a read still looks at them.
+    ReuseUnderRead,
+    /// A write that is given up gives its blocks back while the device still writes them.
+    ReuseUnderWrite,
+    /// A deleted cob leaves no tombstone.
+    NoTombstone,
+    /// A refusal is answered before what it was judged against is durable.
+    RefusalBeforeDurable,
+    /// The collector sweeps a target where the session is not fenced.
+    SweepWithoutFence,
 }
 
 impl Canary {
-    pub const ALL: [Canary; 12] = [
+    pub const ALL: [Canary; 20] = [
         Canary::ReplyBeforeFlush,
         Canary::NoFlush,
         Canary::FreeBeforeDurable,
@@ -48,7 +66,24 @@ impl Canary {
         Canary::SeedOrder,
         Canary::ReuseBeforeNamed,
         Canary::NoFlushAtRecovery,
+        Canary::CommitBeforeData,
+        Canary::FlushRetried,
+        Canary::ReadUnchecked,
+        Canary::ReuseUnderRead,
+        Canary::ReuseUnderWrite,
+        Canary::NoTombstone,
+        Canary::RefusalBeforeDurable,
+        Canary::SweepWithoutFence,
     ];
+}
+
+impl std::str::FromStr for Canary {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Canary, String> {
+        let known = Canary::ALL.into_iter().find(|canary| format!("{canary:?}") == name);
+        known.ok_or_else(|| format!("no canary is called {name}; there are {:?}", Canary::ALL))
+    }
 }
 
 #[cfg(feature = "proof")]
@@ -56,10 +91,14 @@ thread_local! {
     static PLANTED: Cell<Option<Canary>> = const { Cell::new(None) };
 }
 
+/// 1 + the mistake of all threads.
+#[cfg(feature = "proof")]
+static EVERYWHERE: AtomicU8 = AtomicU8::new(0);
+
 /// Whether this thread's store makes the mistake.
 #[cfg(feature = "proof")]
 pub fn planted(canary: Canary) -> bool {
-    PLANTED.get() == Some(canary)
+    PLANTED.get() == Some(canary) || EVERYWHERE.load(Ordering::Relaxed) == canary as u8 + 1
 }
 
 /// Whether this thread's store makes the mistake: never, in a build that is not a proof's.
@@ -73,4 +112,10 @@ pub const fn planted(_: Canary) -> bool {
 #[cfg(feature = "proof")]
 pub fn plant(canary: Option<Canary>) {
     PLANTED.set(canary);
+}
+
+/// Plants a mistake in all threads, for good.
+#[cfg(feature = "proof")]
+pub fn plant_everywhere(canary: Canary) {
+    EVERYWHERE.store(canary as u8 + 1, Ordering::Relaxed);
 }

@@ -9,6 +9,7 @@ use crate::row::{FenceState, FidRow, SessionState};
 use crate::schema::{self, FENCES, FIDS, SESSIONS, meta};
 use crate::session::drop_fenced;
 use crate::target::TargetError;
+use cobalt_base::canary::{Canary, planted};
 use cobalt_base::{Fid, SessionId};
 use cobalt_rpc::proto::ios::CobRow;
 use uuid::Uuid;
@@ -17,7 +18,7 @@ impl Pass<'_> {
     /// Works through the fenced sessions.
     pub(crate) async fn sweep(&mut self) -> Result<(), Halt> {
         let table = &self.cas.0.table;
-        if table.counter(meta::FENCED).await? == 0 {
+        if table.counter(meta::FENCED).await? == 0 && !planted(Canary::CollectorWithoutFence) {
             return Ok(());
         }
         let mut from = Vec::new();
@@ -27,7 +28,9 @@ impl Pass<'_> {
             for (key, state) in rows {
                 from = [key.as_slice(), &[0]].concat();
                 match schema::parse_session(&key) {
-                    Some(session) if state.fenced => self.finish(session).await?,
+                    Some(session) if state.fenced || planted(Canary::CollectorWithoutFence) => {
+                        self.finish(session).await?;
+                    }
                     Some(_) => {}
                     None => return Err(Halt::For("a session's key is malformed".into())),
                 }
@@ -62,14 +65,15 @@ impl Pass<'_> {
     /// True when the session is fenced and swept at the target, durably noted.
     async fn finish_at(&mut self, session: SessionId, target: Uuid) -> Result<bool, Halt> {
         let state = self.cas.0.table.get::<FenceState>(FENCES, &schema::fence(session, target)).await?;
-        if state == Some(FenceState::Swept) {
+        if state == Some(FenceState::Swept) && !planted(Canary::CollectorWithoutFence) {
             return Ok(true);
         }
         if self.down.contains_key(&target) {
             return Ok(false);
         }
         if state.is_none() {
-            let fenced = self.targets.fence(target, session).await;
+            let skip = planted(Canary::SweepWithoutFence) || planted(Canary::CollectorWithoutFence);
+            let fenced = if skip { Ok(()) } else { self.targets.fence(target, session).await };
             if !self.took(target, fenced)? {
                 return Ok(false);
             }

@@ -71,6 +71,32 @@ fn crates_depend_downward_only() {
 }
 
 #[test]
+fn no_bug_can_be_planted_in_the_product() {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    // Of each package that a build takes, the features that it is built with.
+    let built = |arguments: &[&str]| {
+        let out = Command::new(&cargo)
+            .args(["tree", "--offline", "--prefix", "none", "--edges", "normal,build", "--format", "{p}|{f}"])
+            .args(arguments)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        let lines = String::from_utf8(out.stdout).unwrap();
+        let proof = |line: &&str| line.split_once('|').unwrap().1.split([',', ' ']).any(|f| f == "proof");
+        let of = |line: &str| line.split(' ').next().unwrap().to_owned();
+        assert!(lines.lines().any(|line| of(line) == "cobalt-base"), "{lines}");
+        lines.lines().filter(proof).map(of).collect::<BTreeSet<_>>()
+    };
+    let product = built(&["--package", "cobalt", "--all-features"]);
+    assert!(product.is_empty(), "planted bugs can be switched on in {product:?}");
+    // What this would see if it were there.
+    let prove = built(&["--package", "cobalt-sim", "--features", "proof"]);
+    let expected = ["base", "cas", "ios", "sim", "store"].map(|name| format!("cobalt-{name}"));
+    assert_eq!(prove, expected.into());
+}
+
+#[test]
 fn the_list_itself_has_no_circle() {
     for (at, (name, allowed)) in ALLOWED.iter().enumerate() {
         for used in *allowed {

@@ -4,6 +4,8 @@
 
 use crate::service::parse;
 use crate::{Ios, Target};
+#[cfg(feature = "proof")]
+use cobalt_base::canary::{Canary, planted};
 use cobalt_base::checksum::crc32c_chunks_of;
 use cobalt_dma::Slice;
 use cobalt_reactor::Step;
@@ -37,6 +39,13 @@ async fn write(ios: &Ios, call: &Call, w: &Write) -> Result<Committed, IosError>
     let extents = store.balloc(&mut tx, w.len).await.map_err(refused)?; // 7
     store.extmap(&mut tx, &cob, w.offset, w.len, &extents, &w.crcs).await.map_err(refused)?; // 8
     let sealed = store.tx_close(tx); // 9
+    #[cfg(feature = "proof")]
+    if planted(Canary::SeedOrder) {
+        let committed = store.commit_unproven(sealed).await.map_err(refused)?;
+        let data = pull(ios, &target, call, w).await?;
+        store.data_write_late(&extents, &data).await.map_err(refused)?;
+        return Ok(committed);
+    }
     let data = pull(ios, &target, call, w).await?; // 10
     verify(ios, &data, w)?;
     let stable = store.data_write(&sealed, &data).await.map_err(refused)?; // 11, 12

@@ -12,6 +12,7 @@ use crate::schema::{self, COB, COUNT_KEY, CobRow, DEAD, FENCE, MapRow, TOMB, fid
 use crate::stage::Stage;
 use crate::tree::{Miss, TreeId};
 use crate::tx::Extent;
+use cobalt_base::canary::{Canary, planted};
 use cobalt_base::{BLOCK_SIZE, Corrupt, Fid, Lsn, SessionId};
 
 /// Why an attempt ended.
@@ -286,7 +287,7 @@ fn split_rows(
 }
 
 fn delete(stage: &Stage, shape: Shape, fid: Fid, rows: u32, fx: &mut Effects) -> Result<(), Halt> {
-    if !is_fenced(stage, fid.session)? {
+    if !is_fenced(stage, fid.session)? && !planted(Canary::NoTombstone) {
         stage.put(TreeId::Cob, fid_key(TOMB, fid), Vec::new());
     }
     let Some(row) = cob_row(stage, fid)? else { return Ok(()) };

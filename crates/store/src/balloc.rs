@@ -11,6 +11,7 @@ use crate::schema::{self, FREE};
 use crate::stage::Stage;
 use crate::tree::{Forest, MetaError, Miss, TreeId};
 use crate::tx::Extent;
+use cobalt_base::canary::{Canary, planted};
 use cobalt_base::{BLOCK_SIZE, Corrupt};
 use cobalt_reactor::sync::Notify;
 use std::cell::{Cell, RefCell};
@@ -367,7 +368,8 @@ impl Inner {
 
     /// Takes the freed blocks that no read holds any more.
     fn released(&mut self) -> Vec<Extent> {
-        let oldest = self.reads.first().copied().unwrap_or(u64::MAX);
+        let oldest =
+            self.reads.first().copied().filter(|_| !planted(Canary::ReuseUnderRead)).unwrap_or(u64::MAX);
         let mut out = Vec::new();
         while self.waiting.front().is_some_and(|(at, _)| *at <= oldest) {
             out.extend(self.waiting.pop_front().map(|(_, extents)| extents).unwrap_or_default());

@@ -15,8 +15,10 @@ use crate::store::{Applied, Core};
 use crate::tree::{EpochGuard, Miss};
 use crate::tx::TxClass;
 use cobalt_base::Lsn;
+use cobalt_base::canary::{Canary, planted};
 use cobalt_reactor::Step;
 use cobalt_reactor::sync::{OneSender, oneshot};
+use std::mem::take;
 use std::rc::Rc;
 
 /// Nodes that one transaction may miss, one after the other, before it is refused.
@@ -168,6 +170,16 @@ impl Core {
             return Err(error);
         }
         let wrote = group.count > 0;
+        if planted(Canary::FreeBeforeDurable) {
+            group
+                .members
+                .iter_mut()
+                .for_each(|m| self.release_blocks(self.balloc.free(take(&mut m.fx.freed))));
+        }
+        if planted(Canary::RefusalBeforeDurable) {
+            let refused = group.members.iter_mut().filter(|m| m.result.is_err());
+            refused.for_each(|m| m.work.answer(m.result.clone()));
+        }
         if wrote && let Err(error) = self.make_durable(&group).await {
             for member in &mut group.members {
                 member.work.answer(Err(StoreError::Failed { why: error.to_string() }));
@@ -251,7 +263,11 @@ impl Core {
         let intents = match &work.kind {
             Kind::Fixed(intents) => intents.clone(),
             Kind::Decide(decide) => {
-                let ops = decide(&CtgView { stage: group.stage.clone(), lsn })?;
+                let stage = match planted(Canary::ConditionOnApplied) {
+                    false => group.stage.clone(),
+                    true => Rc::new(Stage::new(self.forest.clone())),
+                };
+                let ops = decide(&CtgView { stage, lsn })?;
                 let (entry, key) = (self.forest.entry_max(), self.forest.key_max());
                 ctg::check_ops(&ops, entry, key, self.ctg_tx).map_err(Halt::Refused)?;
                 ops.into_iter().map(Intent::Ctg).collect()
@@ -286,17 +302,12 @@ impl Core {
     /// Writes the group's record, then applies it.
     async fn make_durable(&self, group: &Group) -> Result<(), StoreError> {
         self.ctx.step(Step::JournalWrite);
+        if planted(Canary::ApplyBeforeDurable) {
+            self.put_in(group).await?;
+        }
         let written = self.journal.write(group.count, group.named, &group.payload).await;
         written.map_err(|e| StoreError::Failed { why: format!("journal write failed: {e}") })?;
-        while let Err(miss) = group.stage.touch() {
-            self.count(|c| c.apply_misses += 1);
-            self.forest.load(miss).await?;
-        }
-        if let Err(miss) = group.stage.mutate() {
-            return Err(StoreError::Failed {
-                why: format!("a pinned node or block was not there: {miss:?}"),
-            });
-        }
+        self.put_in(group).await?;
         // Same turn as the change: a checkpoint sees either all of the group or nothing of it.
         self.applied.set(Applied {
             lsn: Lsn(self.journal.next_lsn.get() - 1),
@@ -309,6 +320,18 @@ impl Core {
             c.txs += u64::from(group.count);
         });
         Ok(())
+    }
+
+    /// Puts the group's changes into the trees.
+    async fn put_in(&self, group: &Group) -> Result<(), StoreError> {
+        while let Err(miss) = group.stage.touch() {
+            self.count(|c| c.apply_misses += 1);
+            self.forest.load(miss).await?;
+        }
+        let put = group.stage.mutate();
+        put.map_err(|miss| StoreError::Failed {
+            why: format!("a pinned node or block was not there: {miss:?}"),
+        })
     }
 
     /// Takes over what an applied transaction means for the state in memory.

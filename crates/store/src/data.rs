@@ -11,6 +11,7 @@ use crate::schema::{self, MapRow};
 use crate::store::{Core, Store};
 use crate::tree::TreeId;
 use crate::tx::{Committed, DataStable, Extent, Extents, SealedTx, Tx, TxClass};
+use cobalt_base::canary::{Canary, planted};
 use cobalt_base::{BLOCK_SIZE, Fid};
 use cobalt_bdev::{IoError, WriteData};
 use cobalt_dma::{Arena, Slice};
@@ -175,14 +176,16 @@ impl Store {
         let arenas = [&core.arena, &core.meta_arena];
         let writes = plan_writes(&core.regions.data, arenas, &sealed.tx.intents, data).await?;
         let (done, result) = oneshot();
-        let held = sealed.tx.reservations.clone();
+        let held = if planted(Canary::ReuseUnderWrite) { Vec::new() } else { sealed.tx.reservations.clone() };
         let task = core.clone();
         drop(core.ctx.spawn(async move {
             let result = task.write_out(writes).await;
             drop(held);
             done.send(result);
         }));
-        result.await.unwrap_or(Err(StoreError::Closed))?;
+        if !planted(Canary::CommitBeforeData) {
+            result.await.unwrap_or(Err(StoreError::Closed))?;
+        }
         core.ctx.step(Step::DataStable);
         Ok(DataStable { tx: sealed.tx.id })
     }
@@ -195,12 +198,41 @@ impl Store {
     pub async fn commit(&self, sealed: SealedTx, stable: DataStable) -> Result<Committed, StoreError> {
         let tx = sealed.tx;
         assert!(stable.tx == tx.id, "the proof is of another transaction");
+        self.submit_tx(tx).await
+    }
+
+    async fn submit_tx(&self, tx: Tx) -> Result<Committed, StoreError> {
         self.0.may_write()?;
         let mut work = Work::new(tx.class, Kind::Fixed(tx.intents), Some(tx.room));
         work.reservations = tx.reservations;
         work.epoch = Some(tx.epoch);
         let lsn = self.0.submit(work).await?;
         Ok(Committed { lsn })
+    }
+
+    /// A commit without the proof that its bytes are durable: the order of the seed, for its canary.
+    #[cfg(feature = "proof")]
+    pub async fn commit_unproven(&self, sealed: SealedTx) -> Result<Committed, StoreError> {
+        self.submit_tx(sealed.tx).await
+    }
+
+    /// Writes bytes to blocks that are mapped already: the order of the seed, for its canary.
+    #[cfg(feature = "proof")]
+    pub async fn data_write_late(&self, extents: &Extents, data: &[Slice]) -> Result<(), StoreError> {
+        let core = &self.0;
+        let len = data.iter().map(|s| s.len() as u64).sum();
+        let map = Map {
+            fid: Fid::MIN,
+            chunk_size: 0,
+            incarnation: 0,
+            expect: None,
+            offset: 0,
+            len,
+            extents: extents.0.clone(),
+            crcs: Vec::new(),
+        };
+        let arenas = [&core.arena, &core.meta_arena];
+        core.write_out(plan_writes(&core.regions.data, arenas, &[Intent::Map(map)], data).await?).await
     }
 }
 
@@ -378,13 +410,15 @@ impl Flusher {
     /// Everything written before this call is durable when it returns.
     async fn flush(&self) -> Result<(), IoError> {
         let inner = &self.0;
-        if !inner.region.device.identify().volatile_cache {
+        if !inner.region.device.identify().volatile_cache || planted(Canary::NoFlush) {
             return Ok(());
         }
         inner.asked.set(inner.asked.get() + 1);
         let mine = inner.asked.get();
         loop {
-            if let Some(error) = &*inner.failed.borrow() {
+            if let Some(error) = &*inner.failed.borrow()
+                && !planted(Canary::FlushRetried)
+            {
                 return Err(error.clone()); // Never retried: what a second flush would say is worth nothing.
             }
             if inner.covered.get() >= mine {
@@ -403,6 +437,9 @@ impl Flusher {
                     inner.running.set(false);
                     inner.done.notify_all();
                 }));
+            }
+            if planted(Canary::ReplyBeforeFlush) {
+                return Ok(());
             }
             inner.done.notified().await;
         }

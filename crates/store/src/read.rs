@@ -6,6 +6,7 @@ use crate::error::StoreError;
 use crate::schema::{self, COB, CobRow, MapRow};
 use crate::store::{Core, Store};
 use crate::tree::TreeId;
+use cobalt_base::canary::{Canary, planted};
 use cobalt_base::checksum::{crc32c, crc32c_combine};
 use cobalt_base::{BLOCK_SIZE, Fid};
 use cobalt_dma::{BUF_MAX, Slice};
@@ -103,7 +104,9 @@ impl Core {
         let mut out = Vec::new();
         for (offset, row) in &plan.parts {
             let slices = self.read_row(fid, *offset, row).await?;
-            verify(fid, *offset, plan.chunk, row, &slices)?;
+            if !planted(Canary::ReadUnchecked) {
+                verify(fid, *offset, plan.chunk, row, &slices)?;
+            }
             out.extend(slices);
         }
         Ok(out)

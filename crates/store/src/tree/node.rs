@@ -8,6 +8,7 @@
 //! unlinked at the left end without its neighbour's subtree being touched.
 
 use super::{NodeRef, TreeId};
+use cobalt_base::canary::{Canary, planted};
 use cobalt_base::checksum::xxh3;
 use std::cmp::Ordering;
 use zerocopy::little_endian::{U16, U64};
@@ -376,7 +377,8 @@ impl Node {
         if block != expect.node.block {
             return Err(format!("it is node block {block}, the parent refers to {}", expect.node.block));
         }
-        if generation != expect.node.generation || stored != expect.node.checksum {
+        let named = generation == expect.node.generation && stored == expect.node.checksum;
+        if !named && !planted(Canary::NoParentChecksum) {
             return Err(format!(
                 "it is of generation {generation} with checksum {stored:016x}, the parent refers to generation {} with {:016x}",
                 expect.node.generation, expect.node.checksum

@@ -6,6 +6,7 @@
 mod run;
 
 use clap::{Parser, ValueEnum};
+use cobalt_base::canary::{Canary, plant_everywhere};
 use run::{Counts, Failure, Run};
 use std::process::ExitCode;
 
@@ -18,10 +19,16 @@ struct Options {
     layer: Layer,
     #[command(flatten)]
     run: Run,
+    /// Plants this mistake in everything that runs: the layer must find it
+    #[arg(long)]
+    canary: Option<Canary>,
 }
 
 fn main() -> ExitCode {
     let options = Options::parse();
+    if let Some(canary) = options.canary {
+        plant_everywhere(canary);
+    }
     let name = options.layer.to_possible_value().expect("no layer is hidden").get_name().to_owned();
     let outcome: Result<Counts, Failure> = match options.layer {};
     run::report(&name, &options.run, outcome)
