@@ -163,7 +163,7 @@ impl Process {
     pub async fn fsck(&self) -> Result<FsckReport, StartError> {
         assert!(self.store().is_none(), "fsck is for targets that are not in use");
         let scope = self.site.ctx.scope();
-        let options = FsckOptions { data: true, limits: self.site.store.clone() };
+        let options = FsckOptions { data: true, limits: self.site.store.clone(), ..FsckOptions::default() };
         let report = fsck(&scope.ctx(), &self.regions(&scope), &Process::arena()?, &options).await?;
         scope.kill();
         Ok(report)

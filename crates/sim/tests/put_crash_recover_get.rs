@@ -187,7 +187,7 @@ impl Seen {
 async fn check(cluster: &SimCluster) {
     for process in cluster.processes() {
         let report = process.fsck().await.unwrap();
-        assert!(!report.findings.iter().any(|finding| finding.fatal), "{:?}", report.findings);
+        assert!(report.is_sound(), "{:?}", report.findings);
     }
 }
 

@@ -44,7 +44,9 @@ pub use counters::{Space, StoreCounters, StoreStatus};
 pub use ctg::{Ctg, CtgOp, CtgView};
 pub use dump::{RecordRow, TreeRow, dump_journal};
 pub use error::{FormatError, OpenError, StoreError};
-pub use fsck::{Finding, FsckOptions, FsckReport, fsck};
+pub use fsck::{
+    At, Finding, FindingKind, FsckOptions, FsckReport, LostKeys, Progress, ProgressFn, Side, Touched, fsck,
+};
 pub use geometry::Region;
 pub use limits::{Limits, META_ARENA};
 pub use options::{FormatOptions, OpenOptions};

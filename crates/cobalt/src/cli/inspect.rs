@@ -104,11 +104,11 @@ fn summary(target: &str, process: &str, report: Result<FsckReport, String>) -> C
         Err(why) => (FsckReport::default(), Some(why)),
     };
     let found = |f: &cobalt_store::Finding| Found {
-        what: f.what.to_owned(),
-        address: f.address,
-        fid: f.fid.map(|fid| fid.to_string()),
-        why: f.why.clone(),
-        fatal: f.fatal,
+        what: f.kind.name().to_owned(),
+        address: f.at.map(|at| at.address),
+        fid: f.touched.fids.first().map(ToString::to_string),
+        why: f.found.clone(),
+        fatal: f.is_fatal(),
     };
     Checked {
         target: target.to_owned(),

@@ -23,7 +23,7 @@ fn a_rotten_chunk_is_corrupt_and_never_wrong_bytes() {
             let whole = rig.read(fid(1, 1), (other * CHUNK) as u64, CHUNK).await.unwrap();
             assert_eq!(whole, bytes[other * CHUNK..][..CHUNK]);
             let report = rig.check(true).await;
-            assert!(report.findings.iter().any(|f| f.fid == Some(fid(1, 1))), "fsck sees it");
+            assert!(report.findings.iter().any(|f| f.touched.fids == [fid(1, 1)]), "fsck sees it");
             rig.data.spoil(at + byte, |b| *b ^= 0x10);
         }
         // The padding of the short last chunk is zeros, and nobody's data.

@@ -114,7 +114,7 @@ impl Rig {
     /// Checks what the devices hold now, in the middle of everything.
     pub async fn check(&self, data: bool) -> FsckReport {
         let (regions, ..) = devices(&self.ctx, self.meta.current(), self.data.current());
-        let options = FsckOptions { data, limits: self.limits.clone() };
+        let options = FsckOptions { data, limits: self.limits.clone(), ..FsckOptions::default() };
         fsck(&self.ctx, &regions, &self.arena, &options).await.unwrap()
     }
 

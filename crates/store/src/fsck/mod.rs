@@ -3,6 +3,14 @@
 //! Proves: every superblock copy and node holds; every data block is in exactly one of free or one extent;
 //! every extent has a cob; sums and counts match. With `data`, every chunk's checksum is checked too.
 
+mod kind;
+mod progress;
+mod report;
+
+pub use kind::FindingKind;
+pub use progress::{Progress, ProgressFn};
+pub use report::{At, FINDINGS_MAX, Finding, FsckReport, LostKeys, Side, TOUCHED_MAX, Touched};
+
 use crate::apply;
 use crate::balloc;
 use crate::error::{OpenError, StoreError};
@@ -26,49 +34,11 @@ pub struct FsckOptions {
     pub data: bool,
     /// Limits of the open target.
     pub limits: Limits,
-}
-
-/// Most findings that are kept; more are only counted.
-pub const FINDINGS_MAX: usize = 1000;
-
-/// Something that is not as it should be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
-    /// The target, where it is known.
-    pub target: Option<Uuid>,
-    /// The structure: "superblock", "btree node", "extent" and so on.
-    pub what: &'static str,
-    /// Byte on the meta or data region, where one exists.
-    pub address: Option<u64>,
-    /// The object that it hurts.
-    pub fid: Option<Fid>,
-    /// What was expected and what was found.
-    pub why: String,
-    /// Whether the target cannot serve with it. What is not fatal is redundancy lost, and mends itself.
-    pub fatal: bool,
-}
-
-/// What a check saw.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct FsckReport {
-    pub findings: Vec<Finding>,
-    /// All findings, also those that were not kept.
-    pub found: u64,
-    pub nodes: u64,
-    pub cobs: u64,
-    pub extents: u64,
-    pub blocks_used: u64,
-    pub blocks_free: u64,
-    pub entries: u64,
-    /// Bytes of data that were read and held.
-    pub data_bytes: u64,
-}
-
-impl FsckReport {
-    /// Whether nothing was found.
-    pub fn is_clean(&self) -> bool {
-        self.found == 0
-    }
+    /// Most memory for the map of data blocks, in bytes; 0 is the default of 64 MiB. A larger data region takes
+    /// several passes.
+    pub map_bytes: u64,
+    /// Told how far the check is.
+    pub progress: Option<ProgressFn>,
 }
 
 struct Check<'a> {
@@ -106,7 +76,7 @@ pub async fn fsck(
         };
         // The other slot may be torn by a crash in the middle of its rewriting.
         if copy.slot == newest.slot() {
-            report.add(Some(newest.target), "superblock", Some(copy.at), None, why, false);
+            add(&mut report, newest.target, FindingKind::SuperblockCopy, Some(At::meta(copy.at)), None, why);
         }
     }
     let open =
@@ -115,7 +85,7 @@ pub async fn fsck(
         Ok(store) => store,
         Err(OpenError::Damaged { what: _, address, expected, found }) => {
             let why = format!("expected {expected}, found {found}");
-            report.add(Some(newest.target), "recovery", Some(address), None, why, true);
+            add(&mut report, newest.target, FindingKind::JournalLost, Some(At::meta(address)), None, why);
             return Ok(report);
         }
         Err(error) => return Err(error),
@@ -123,7 +93,7 @@ pub async fn fsck(
     let verified = tree::verify(&regions.meta, arena, &newest, |_, _, _| ()).await?;
     report.nodes = verified.trees.iter().map(|t| t.nodes).sum();
     for corrupt in verified.findings {
-        report.add_corrupt(newest.target, corrupt);
+        add_corrupt(&mut report, newest.target, corrupt);
     }
     let mut check = Check {
         store: &store,
@@ -134,30 +104,26 @@ pub async fn fsck(
     };
     if let Err(error) = check.run(options.data).await {
         let why = error.to_string();
-        check.report.add(Some(newest.target), "tree", None, None, why, true);
+        add(&mut check.report, newest.target, FindingKind::Node, None, None, why);
     }
     Ok(check.report)
 }
 
-impl FsckReport {
-    fn add(
-        &mut self,
-        target: Option<Uuid>,
-        what: &'static str,
-        address: Option<u64>,
-        fid: Option<Fid>,
-        why: String,
-        fatal: bool,
-    ) {
-        self.found += 1;
-        if self.findings.len() < FINDINGS_MAX {
-            self.findings.push(Finding { target, what, address, fid, why, fatal });
-        }
-    }
+fn add(
+    report: &mut FsckReport,
+    target: Uuid,
+    kind: FindingKind,
+    at: Option<At>,
+    fid: Option<Fid>,
+    found: String,
+) {
+    let touched = fid.map(Touched::fid).unwrap_or_default();
+    report.add(Finding { kind, target: Some(target), at, expected: String::new(), found, touched });
+}
 
-    fn add_corrupt(&mut self, target: Uuid, corrupt: Corrupt) {
-        self.add(Some(target), corrupt.what, Some(corrupt.address), None, corrupt.why, true);
-    }
+fn add_corrupt(report: &mut FsckReport, target: Uuid, corrupt: Corrupt) {
+    let kind = if corrupt.what == "node bitmap" { FindingKind::NodeBitmap } else { FindingKind::Node };
+    add(report, target, kind, Some(At::meta(corrupt.address)), None, corrupt.why);
 }
 
 impl Check<'_> {
@@ -170,7 +136,7 @@ impl Check<'_> {
         let mut from = Vec::new();
         while let Some((key, _)) = self.next(TreeId::Ctg, &from).await? {
             if schema::ctg_place(&key).is_none() {
-                self.bad("catalogue row", None, None, format!("key {key:02x?}"));
+                self.bad(FindingKind::CtgRow, None, None, format!("key {key:02x?}"));
             }
             self.report.entries += 1;
             from = after(key);
@@ -182,8 +148,8 @@ impl Check<'_> {
         self.store.0.look(|stage| Ok(stage.next(tree, from)?)).await
     }
 
-    fn bad(&mut self, what: &'static str, address: Option<u64>, fid: Option<Fid>, why: String) {
-        self.report.add(Some(self.target), what, address, fid, why, true);
+    fn bad(&mut self, kind: FindingKind, address: Option<u64>, fid: Option<Fid>, why: String) {
+        add(&mut self.report, self.target, kind, address.map(|a| At::data(a / BLOCK_SIZE)), fid, why);
     }
 
     async fn cob_tree(&mut self) -> Result<(), StoreError> {
@@ -197,14 +163,14 @@ impl Check<'_> {
                     Ok(row) => {
                         self.report.cobs += u64::from(kind == COB);
                         if self.cobs.insert(fid, (row, kind == COB, 0, 0)).is_some() {
-                            self.bad("cob row", None, Some(fid), "both alive and dead".into());
+                            self.bad(FindingKind::CobRow, None, Some(fid), "both alive and dead".into());
                         }
                     }
-                    Err(corrupt) => self.bad("cob row", None, Some(fid), corrupt.why),
+                    Err(corrupt) => self.bad(FindingKind::CobRow, None, Some(fid), corrupt.why),
                 },
                 (TOMB, Some(fid)) => {
                     if self.cobs.get(&fid).is_some_and(|(_, alive, ..)| *alive) {
-                        self.bad("tombstone", None, Some(fid), "the cob is alive".into());
+                        self.bad(FindingKind::CobTwice, None, Some(fid), "the cob is alive".into());
                     }
                 }
                 (FENCE, None) => match (schema::key_number(FENCE, &key), apply::fence_end(&value)) {
@@ -213,15 +179,15 @@ impl Check<'_> {
                     {
                         fence_end = Some(last.0);
                     }
-                    _ => self.bad("fence row", None, None, format!("{key:02x?} {value:02x?}")),
+                    _ => self.bad(FindingKind::FenceRow, None, None, format!("{key:02x?} {value:02x?}")),
                 },
                 _ if key == COUNT_KEY => counted = schema::decode("cob count", &value)?,
-                _ => self.bad("cob tree", None, None, format!("unknown key {key:02x?}")),
+                _ => self.bad(FindingKind::UnknownRow, None, None, format!("unknown key {key:02x?}")),
             }
             from = after(key);
         }
         if counted != self.report.cobs {
-            self.bad("cob count", None, None, format!("{counted}, there are {}", self.report.cobs));
+            self.bad(FindingKind::CobCount, None, None, format!("{counted}, there are {}", self.report.cobs));
         }
         Ok(())
     }
@@ -233,30 +199,45 @@ impl Check<'_> {
             let place = schema::extmap_place(&key);
             from = after(key);
             let Some((fid, offset)) = place else {
-                self.bad("extmap row", None, None, "a key of another length".into());
+                self.bad(FindingKind::ExtentRow, None, None, "a key of another length".into());
                 continue;
             };
             let row: MapRow = match schema::decode("extmap row", &value) {
                 Ok(row) => row,
                 Err(corrupt) => {
-                    self.bad("extmap row", None, Some(fid), corrupt.why);
+                    self.bad(FindingKind::ExtentRow, None, Some(fid), corrupt.why);
                     continue;
                 }
             };
             let Some((cob, ..)) = self.cobs.get(&fid).copied() else {
-                self.bad("extmap row", None, Some(fid), format!("at {offset}: no such cob"));
+                self.bad(FindingKind::ExtentRow, None, Some(fid), format!("at {offset}: no such cob"));
                 continue;
             };
             let chunk = u64::from(cob.chunk_size.max(1));
             if !row.is_sound(cob.chunk_size, self.store.0.shape.data_blocks) || offset % chunk != 0 {
-                self.bad("extmap row", None, Some(fid), format!("at {offset}: its parts do not agree"));
+                self.bad(
+                    FindingKind::ExtentRow,
+                    None,
+                    Some(fid),
+                    format!("at {offset}: its parts do not agree"),
+                );
                 continue;
             }
             if row.generation != cob.generation {
-                self.bad("extmap row", None, Some(fid), format!("at {offset}: of another generation"));
+                self.bad(
+                    FindingKind::ExtentRow,
+                    None,
+                    Some(fid),
+                    format!("at {offset}: of another generation"),
+                );
             }
             if last.0 == fid && last.1 > offset {
-                self.bad("extmap row", None, Some(fid), format!("at {offset}: overlaps the one before"));
+                self.bad(
+                    FindingKind::ExtentRow,
+                    None,
+                    Some(fid),
+                    format!("at {offset}: overlaps the one before"),
+                );
             }
             last = (fid, (offset + row.len).next_multiple_of(chunk));
             for extent in &row.extents {
@@ -281,7 +262,7 @@ impl Check<'_> {
         if let Some((_, (_, other))) = overlap {
             let name = |o: Option<Fid>| o.map_or("free".to_owned(), |fid| format!("cob {fid}"));
             let why = format!("{blocks} blocks of {} are also of {}", name(owner), name(*other));
-            self.bad("data block", Some(start * BLOCK_SIZE), owner.or(*other), why);
+            self.bad(FindingKind::BlockTwice, Some(start * BLOCK_SIZE), owner.or(*other), why);
         }
         self.blocks.insert(start, (end, owner));
     }
@@ -297,7 +278,7 @@ impl Check<'_> {
                 let says = u64::from(schema::decode_u32("group summary", &value)?);
                 if says != free {
                     let why = format!("group {group} says {says} free blocks, there are {free}");
-                    self.bad("group summary", None, None, why);
+                    self.bad(FindingKind::GroupCount, None, None, why);
                 }
             }
             for (start, blocks) in extents {
@@ -312,7 +293,7 @@ impl Check<'_> {
                 _ => false,
             };
             if !known {
-                self.bad("allocator row", None, None, format!("unknown key {key:02x?}"));
+                self.bad(FindingKind::UnknownRow, None, None, format!("unknown key {key:02x?}"));
             }
             from = after(key);
         }
@@ -334,7 +315,7 @@ impl Check<'_> {
         }
         for (from, until) in holes {
             let why = format!("{} blocks are neither free nor of a cob", until - from);
-            self.bad("data block", Some(from * BLOCK_SIZE), None, why);
+            self.bad(FindingKind::BlockTwice, Some(from * BLOCK_SIZE), None, why);
         }
     }
 
@@ -342,10 +323,15 @@ impl Check<'_> {
         for (fid, (row, alive, blocks, end)) in std::mem::take(&mut self.cobs) {
             if row.blocks != blocks {
                 let why = format!("says {} blocks, its extents have {blocks}", row.blocks);
-                self.bad("cob row", None, Some(fid), why);
+                self.bad(FindingKind::CobRow, None, Some(fid), why);
             }
             if alive && row.size < end {
-                self.bad("cob row", None, Some(fid), format!("size {}, extents up to {end}", row.size));
+                self.bad(
+                    FindingKind::CobRow,
+                    None,
+                    Some(fid),
+                    format!("size {}, extents up to {end}", row.size),
+                );
             }
         }
     }
@@ -363,7 +349,7 @@ impl Check<'_> {
                 Err(StoreError::Missing { .. }) => {} // Dead: being freed.
                 Err(error) => {
                     let at = row.extents.first().map(|e| e.start * BLOCK_SIZE);
-                    self.bad("data", at, Some(fid), error.to_string());
+                    self.bad(FindingKind::Data, at, Some(fid), error.to_string());
                 }
             }
         }
