@@ -1,0 +1,91 @@
+//! The store: transactions through its group commit, durable on its device before they are answered.
+
+use super::{Args, Feed, Figures};
+use crate::clock::{Clock, Lap};
+use crate::target::Place;
+use cobalt_reactor::{Ctx, Reactor, ReactorConfig};
+use cobalt_store::{CtgOp, Limits, Store};
+use std::cell::Cell;
+use std::rc::Rc;
+
+const CTG: u32 = 7;
+/// Node blocks per entry, generously: nodes are two thirds full, and a checkpoint keeps its predecessor.
+const META_PER_KEY: u64 = 1024;
+
+pub fn run(args: &Args) -> anyhow::Result<Figures> {
+    let reactor = Reactor::new(ReactorConfig::default())?;
+    let (ctx, args) = (reactor.ctx(), args.clone());
+    reactor.block_on(async move { drive(&ctx, &args).await })
+}
+
+async fn drive(ctx: &Ctx, args: &Args) -> anyhow::Result<Figures> {
+    let limits = Limits { node_cache: args.cache.0, ..Limits::default() };
+    let meta = (args.keys * META_PER_KEY + (2 << 30)).next_multiple_of(1 << 20);
+    let mut place = Place::memory(meta, 1 << 30, limits);
+    let path = args.dir.join("store-bench.meta");
+    if args.flush {
+        place.meta = format!("file:{}?size={meta}&sparse=true", path.display());
+    }
+    let store = place.open(ctx).await?;
+    let put = puts(ctx, &store, args).await?;
+    let get = gets(&store, args).await;
+    let (status, counters) = (store.status(), store.counters());
+    let notes = format!(
+        "groups {} txs {} journal {} of {} dirty {} checkpoints {} node_reads {}",
+        counters.groups,
+        counters.txs,
+        counters.journal_bytes,
+        status.journal,
+        status.dirty_bytes,
+        counters.checkpoints,
+        counters.node_reads
+    );
+    store.close().await?;
+    if args.flush {
+        let _ = std::fs::remove_file(&path);
+    }
+    Ok(Figures { put, get: get?, cache_bytes: None, notes })
+}
+
+async fn puts(ctx: &Ctx, store: &Store, args: &Args) -> anyhow::Result<Lap> {
+    let clock = Clock::start();
+    let next = Rc::new(Cell::new(0));
+    let tasks: Vec<_> = (0..args.tasks)
+        .map(|_| {
+            let (store, args, next) = (store.clone(), args.clone(), next.clone());
+            ctx.spawn(async move {
+                let mut feed = Feed::new(&args);
+                loop {
+                    let at = next.get();
+                    let end = (at + args.batch).min(args.keys);
+                    next.set(end);
+                    if at == end {
+                        return anyhow::Ok(());
+                    }
+                    let ops: Vec<_> = (at..end)
+                        .map(|i| {
+                            let (key, value) = feed.entry(i);
+                            CtgOp::Put { ctg: CTG, key: key.to_vec(), value: value.to_vec() }
+                        })
+                        .collect();
+                    store.ctg().transact(move |_| Ok((ops.clone(), ()))).await?;
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.join().await.expect("nobody kills the tasks")?;
+    }
+    Ok(clock.lap())
+}
+
+async fn gets(store: &Store, args: &Args) -> anyhow::Result<Lap> {
+    let mut feed = Feed::new(args);
+    let ctg = store.ctg();
+    let clock = Clock::start();
+    for n in 0..args.gets {
+        let found = ctg.get(CTG, feed.ask(n)).await?;
+        feed.check(n, found.as_deref())?;
+    }
+    Ok(clock.lap())
+}

@@ -1,0 +1,31 @@
+//! `store-bench`: one row of figures a subcommand.
+//!
+//! Each prints one line of JSON on stdout, {row, ops, seconds, ops_per_s, ...}, and the same for people on stderr.
+//! `benches/run store` runs them in turn and shows the ratios.
+
+mod clock;
+mod ctg;
+mod keys;
+mod report;
+mod target;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about = "Measures the store: one row of figures a subcommand")]
+struct Options {
+    #[command(subcommand)]
+    row: Row,
+}
+
+#[derive(Subcommand)]
+enum Row {
+    /// Catalogue: puts, then gets, of random keys; this store or one that it is measured beside
+    Ctg(ctg::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Options::parse().row {
+        Row::Ctg(args) => ctg::run(args),
+    }
+}

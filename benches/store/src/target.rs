@@ -1,0 +1,43 @@
+//! A store to measure: formatted anew on memory or on a file.
+
+use cobalt_base::ByteSize;
+use cobalt_bdev::{OpenMode, open_uri};
+use cobalt_dma::{Arena, ArenaConfig};
+use cobalt_reactor::Ctx;
+use cobalt_store::{FormatOptions, Limits, OpenOptions, Region, Regions, Store, format};
+use uuid::Uuid;
+
+/// Where a target lies and how it is opened.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// URIs of its two devices.
+    pub meta: String,
+    pub data: String,
+    pub journal: Option<u64>,
+    pub limits: Limits,
+}
+
+impl Place {
+    /// In memory: `meta` bytes of meta region, `data` of data region.
+    pub fn memory(meta: u64, data: u64, limits: Limits) -> Place {
+        let mem = |size: u64| format!("mem:{}", ByteSize(size));
+        Place { meta: mem(meta), data: mem(data), journal: None, limits }
+    }
+
+    /// Formats and opens it.
+    pub async fn open(&self, ctx: &Ctx) -> anyhow::Result<Store> {
+        let arena = Arena::new(ArenaConfig { limit: 64 << 20 })?;
+        let mode = OpenMode { create: true, ..OpenMode::default() };
+        let meta = open_uri(ctx, &arena, &self.meta.parse()?, mode).await?;
+        let data = open_uri(ctx, &arena, &self.data.parse()?, mode).await?;
+        let regions = Regions { meta: Region::whole(meta), data: Region::whole(data) };
+        let options = FormatOptions {
+            journal: self.journal,
+            force: true,
+            ..FormatOptions::new(Uuid::from_u128(1), Uuid::from_u128(2), "bench")
+        };
+        format(ctx, &regions, &arena, &options).await?;
+        let options = OpenOptions { limits: self.limits.clone(), ..OpenOptions::default() };
+        Ok(Store::open(ctx.clone(), regions, arena, options).await?)
+    }
+}
