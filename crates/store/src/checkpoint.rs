@@ -7,6 +7,7 @@ use crate::geometry::Region;
 use crate::superblock::{self, JournalPosition, Superblock};
 use crate::tree::{Forest, MetaError};
 use cobalt_base::Lsn;
+use cobalt_base::canary::{Canary, planted};
 use cobalt_dma::Arena;
 use cobalt_reactor::{Ctx, Step};
 use std::future::Future;
@@ -36,6 +37,8 @@ pub trait Checkpointed {
     fn stamp(&self) -> Stamp;
     /// Data that the stamp's lsn covers and that is only in the journal goes to its blocks and is flushed.
     fn settle(&self, stamp: &Stamp) -> impl Future<Output = Result<(), Self::Error>>;
+    /// Gives back the part of the ring that the stamp's superblock does not need.
+    fn reuse(&self);
     /// The record that names the superblock's generation becomes durable.
     fn name(&self, superblock: &Superblock) -> impl Future<Output = Result<(), Self::Error>>;
 }
@@ -59,6 +62,9 @@ pub async fn checkpoint<C: Checkpointed>(
     ctx.step(Step::Checkpoint);
     let written = forest.write(&frozen, pace).await?;
     store.settle(&stamp).await?;
+    if planted(Canary::ReuseBeforeNamed) {
+        store.reuse();
+    }
     let next = Superblock {
         generation: written.generation,
         roots: written.roots,
@@ -76,6 +82,7 @@ pub async fn checkpoint<C: Checkpointed>(
     );
     superblock::write(meta, arena, &next).await?;
     store.name(&next).await?;
+    store.reuse();
     forest.release(frozen);
     Ok(next)
 }

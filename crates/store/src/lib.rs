@@ -28,10 +28,13 @@ mod trim;
 mod tx;
 
 pub mod checkpoint;
+mod checkpointer;
+mod chore;
 mod dump;
 mod format;
 mod fsck;
 pub mod geometry;
+mod opening;
 mod recovery;
 
 pub mod superblock;

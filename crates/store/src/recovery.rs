@@ -6,20 +6,21 @@
 
 use crate::alloc_rows::group_blocks;
 use crate::apply::{self, Effects, Halt, Shape};
-use crate::balloc::{Balloc, retry};
+use crate::balloc::Balloc;
+use crate::chore;
 use crate::error::OpenError;
 use crate::intent;
 use crate::journal::record::{self, Header};
 use crate::journal::ring::{Journal, Start};
 use crate::journal::scan::{self, Anchor, Image, Kept, Stop};
+use crate::opening::Parts;
 use crate::options::OpenOptions;
 use crate::region::Regions;
-use crate::schema::{self, DEAD, FENCE, TOMB};
 use crate::stage::Stage;
-use crate::store::{Chore, Parts};
 use crate::superblock::{self, Copy, FORMAT_VERSION, Superblock, Verdict};
-use crate::tree::{Forest, MetaError, TreeId, TreeLimits};
-use cobalt_base::{BLOCK_SIZE, Corrupt, Fid, Lsn, SessionId};
+use crate::tree::{Forest, MetaError, TreeLimits};
+use cobalt_base::canary::{Canary, planted};
+use cobalt_base::{BLOCK_SIZE, Corrupt, Lsn};
 use cobalt_dma::Arena;
 use cobalt_reactor::Ctx;
 use std::collections::VecDeque;
@@ -46,7 +47,7 @@ pub(crate) async fn recover(
     arena: &Arena,
     options: &OpenOptions,
 ) -> Result<Parts, OpenError> {
-    if !options.read_only {
+    if !options.read_only && !planted(Canary::NoFlushAtRecovery) {
         // A process may have died while its device lived on, with writes in its cache.
         regions.meta.flush().await?;
         regions.data.flush().await?;
@@ -79,7 +80,7 @@ pub(crate) async fn recover(
     };
     let journal = Journal::new(&regions.meta, arena, superblock.target, start, &options.limits).await;
     let balloc = Balloc::open(forest.clone(), shape, options.limits.groups_loaded).await?;
-    let chores = if options.read_only { VecDeque::new() } else { chores(&forest).await? };
+    let chores = if options.read_only { VecDeque::new() } else { chore::unfinished(&forest).await? };
     Ok(Parts { forest, balloc, journal, superblock, shape, chores })
 }
 
@@ -220,36 +221,4 @@ async fn mount(
     };
     superblock::write(&regions.meta, arena, &next).await?;
     Ok(next)
-}
-
-/// Background work that the last mount did not finish.
-async fn chores(forest: &Forest) -> Result<VecDeque<Chore>, MetaError> {
-    let mut chores = VecDeque::new();
-    let mut from = schema::fid_key(DEAD, Fid::MIN);
-    while let Some((key, _)) = retry(forest, || forest.next(TreeId::Cob, &from)).await? {
-        let Some(fid) = schema::key_fid(DEAD, &key) else { break };
-        chores.push_back(Chore::Free(fid));
-        from = key;
-        from.push(0);
-    }
-    let mut fence = schema::fence_key(SessionId(0));
-    while let Some((key, value)) = retry(forest, || forest.next(TreeId::Cob, &fence)).await? {
-        let Some(first) = schema::key_number(FENCE, &key) else { break };
-        let last = apply::fence_end(&value)?.0;
-        let mut session = first;
-        loop {
-            let from = schema::fid_key(TOMB, Fid::new(SessionId(session), 0));
-            let tomb = retry(forest, || forest.next(TreeId::Cob, &from)).await?;
-            let found = tomb.and_then(|(key, _)| schema::key_fid(TOMB, &key));
-            let Some(fid) = found.filter(|fid| fid.session.0 <= last) else { break };
-            chores.push_back(Chore::Tombs(fid.session));
-            match fid.session.0.checked_add(1) {
-                Some(next) if next <= last => session = next,
-                _ => break,
-            }
-        }
-        fence = key;
-        fence.push(0);
-    }
-    Ok(chores)
 }

@@ -8,6 +8,7 @@ use crate::geometry::Region;
 use crate::journal::record::{self, HEADER_LEN, Header};
 use crate::limits::Limits;
 use crate::tx::TxClass;
+use cobalt_base::canary::{Canary, planted};
 use cobalt_base::{BLOCK_SIZE, checksum::xxh3};
 use cobalt_bdev::IoError;
 use cobalt_dma::{Arena, BUF_MAX, Buf};
@@ -217,7 +218,8 @@ impl Journal {
             offset,
             chain: self.chain.get(),
             epoch: self.epoch,
-            durable: first - 1, // Everything before: one record in flight.
+            // Everything before: one record in flight.
+            durable: if planted(Canary::NoDurableLsn) { 0 } else { first - 1 },
             named: named.max(self.named.get()),
             payload_sum: xxh3(record::seed(self.target), payload),
             sum: 0,

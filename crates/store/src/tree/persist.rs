@@ -12,6 +12,7 @@ use super::node::Node;
 use super::{MetaError, NodeRef, Root};
 use crate::geometry::Region;
 use crate::superblock::{BitmapRef, Superblock};
+use cobalt_base::canary::{Canary, planted};
 use cobalt_base::{BLOCK_SIZE, Corrupt, checksum::xxh3};
 use cobalt_bdev::IoError;
 use cobalt_dma::Arena;
@@ -87,7 +88,9 @@ impl Forest {
         nodes.sort_unstable_by_key(|node| node.block);
         self.write_nodes(&nodes, &sums, pace).await?;
         self.write_bitmap(frozen).await?;
-        self.0.meta.flush().await.map_err(MetaError::io("flush after the checkpoint's nodes"))?;
+        if !planted(Canary::SuperblockBeforeNodes) {
+            self.0.meta.flush().await.map_err(MetaError::io("flush after the checkpoint's nodes"))?;
+        }
         let blocks: Vec<u64> = nodes.iter().map(|node| node.block).collect();
         drop(nodes);
         self.thaw(frozen.generation, &blocks, &sums);

@@ -75,7 +75,7 @@ fn nodes_are_flushed_before_the_superblock_and_it_before_its_name() {
         assert!(last_node < first_copy);
         assert!(events[last_node..first_copy].contains(&Event::Flush));
         assert_eq!(events[first_copy..].iter().filter(|e| is_copy(e)).count(), 2);
-        assert_eq!(events[events.len() - 2..], [Event::Flush, Event::Named(1)]);
+        assert_eq!(events[events.len() - 3..], [Event::Flush, Event::Named(1), Event::Reused]);
         let nodes = events[..last_node].iter().filter(|e| matches!(e, Event::Write { .. })).count();
         assert!(nodes < 40, "neighbours leave in one write: {nodes} writes");
     });

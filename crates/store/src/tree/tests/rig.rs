@@ -22,6 +22,8 @@ pub enum Event {
     Write { at: u64, len: u64 },
     Flush,
     Named(u64),
+    /// The checkpoint gave back what its predecessor needed.
+    Reused,
 }
 
 /// Memory with a volatile cache, as it says, so that flushes reach it.
@@ -161,6 +163,9 @@ impl Checkpointed for Rig {
     }
     async fn settle(&self, _: &Stamp) -> Result<(), MetaError> {
         Ok(())
+    }
+    fn reuse(&self) {
+        self.device.events.borrow_mut().push(Event::Reused);
     }
     async fn name(&self, superblock: &Superblock) -> Result<(), MetaError> {
         self.device.events.borrow_mut().push(Event::Named(superblock.generation));

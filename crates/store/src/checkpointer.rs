@@ -1,0 +1,180 @@
+//! When the open target writes a checkpoint, what it puts into it, and who waits for one.
+
+use crate::checkpoint::{self, Checkpointed, Stamp};
+use crate::error::StoreError;
+use crate::intent::Intent;
+use crate::store::Core;
+use crate::superblock::{JournalPosition, Superblock};
+use crate::tx::TxClass;
+use cobalt_reactor::sync::oneshot;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Pause between the writes of a checkpoint that nobody waits for.
+const PACE: Duration = Duration::from_micros(200);
+
+impl Core {
+    /// Node blocks that only deletes and checkpoints may take.
+    pub(crate) fn meta_reserve(&self) -> u64 {
+        8 * self.forest.blocks_per_op()
+    }
+
+    /// Whether a checkpoint will give node blocks back.
+    pub(crate) fn checkpoint_frees(&self) -> bool {
+        self.checkpoint_running.get() || self.since_freeze.get() > 0
+    }
+
+    /// Those who waited for node blocks are judged again, before the others.
+    fn unpark(&self) {
+        let mut queue = self.queue.borrow_mut();
+        for work in self.parked.borrow_mut().drain(..).rev() {
+            queue.push_front(work);
+        }
+        drop(queue);
+        self.arrived.notify_all();
+    }
+
+    /// Waits while dirty nodes or used node blocks leave no room for more changes.
+    pub(crate) async fn admit(&self, class: TxClass) -> Result<(), StoreError> {
+        for _ in 0..2 {
+            let low = self.forest.meta_free() < 2 * self.meta_reserve();
+            let crowded = self.forest.pressure() && self.since_freeze.get() > 0;
+            if (!low && !crowded) || class >= TxClass::Delete {
+                return Ok(());
+            }
+            let done = self.checkpoint_done.notified();
+            self.kick_checkpoint();
+            done.await;
+            self.is_well()?;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn name_generation(&self, generation: u64) -> Result<(), StoreError> {
+        self.run_chore(TxClass::Checkpoint, Intent::Named { generation }).await.map(drop)
+    }
+
+    fn checkpoint_due(&self) -> bool {
+        let (used, len) = (self.journal.used(), self.journal.len);
+        let full = used * 100 > len * self.limits.journal_fill_pct;
+        // Space that is only promised comes back by itself; a checkpoint would not hasten it.
+        let short = self.journal.is_short() && used * 10 > len;
+        let dirty = self.forest.dirty_bytes() > self.limits.dirty_max || self.forest.pressure();
+        self.since_freeze.get() > 0 && (full || dirty || short || self.checkpoint_wanted.get())
+    }
+
+    pub(crate) fn kick_checkpoint(&self) {
+        self.checkpoint_wanted.set(true);
+        if self.since_freeze.get() == 0 && !self.checkpoint_running.get() {
+            // Nothing to write: whoever waits for room finds it now or never.
+            self.checkpoint_wanted.set(false);
+            self.checkpoint_done.notify_all();
+        }
+        self.journal.short.notify_all();
+    }
+
+    pub(crate) fn kick_if_due(&self) {
+        if self.checkpoint_due() {
+            self.journal.short.notify_all();
+        }
+    }
+
+    pub(crate) async fn checkpoint_loop(self: Rc<Core>) {
+        while self.is_well().is_ok() && !self.stop.get() {
+            if !self.checkpoint_due() || self.checkpoint_running.get() {
+                self.journal.short.notified().await;
+                continue;
+            }
+            if self.checkpoint().await.is_err() {
+                break;
+            }
+        }
+    }
+
+    /// One checkpoint, on a task of its own: a caller that goes away does not leave half of one.
+    pub(crate) async fn checkpoint_apart(self: &Rc<Core>) -> Result<(), StoreError> {
+        let (done, result) = oneshot();
+        let core = self.clone();
+        drop(self.ctx.spawn(async move { done.send(core.checkpoint().await) }));
+        result.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    /// Empties a journal that has no room for another record: starts that did not live long enough for a
+    /// checkpoint filled it. Both superblock slots hold this mount's trees by now, so that nothing can fall
+    /// back behind them, and the new superblock needs nothing of the old journal: its room is taken before
+    /// the record that names it is written.
+    pub(crate) async fn fold(&self) -> Result<(), StoreError> {
+        self.folding.set(true);
+        let result = self.checkpoint().await;
+        self.folding.set(false);
+        result
+    }
+
+    /// One checkpoint; waits for one that runs.
+    pub(crate) async fn checkpoint(&self) -> Result<(), StoreError> {
+        while self.checkpoint_running.get() {
+            self.is_well()?;
+            self.checkpoint_done.notified().await;
+        }
+        self.is_well()?;
+        self.checkpoint_running.set(true);
+        self.checkpoint_wanted.set(false);
+        let previous = self.superblock.borrow().clone();
+        let (meta, forest) = (&self.regions.meta, &self.forest);
+        let pace = (!self.closed.get() && !self.journal.is_short()).then_some(PACE);
+        let result =
+            checkpoint::checkpoint(&self.ctx, meta, &self.meta_arena, forest, &previous, self, pace).await;
+        self.checkpoint_running.set(false);
+        let result = match result {
+            Ok(next) => {
+                *self.superblock.borrow_mut() = next;
+                self.count(|c| c.checkpoints += 1);
+                self.unpark();
+                Ok(())
+            }
+            Err(error) => {
+                self.fail(&format!("checkpoint failed: {error}"));
+                Err(error)
+            }
+        };
+        self.checkpoint_done.notify_all();
+        self.journal.short.notify_all();
+        result
+    }
+}
+
+impl Checkpointed for Core {
+    type Error = StoreError;
+
+    fn stamp(&self) -> Stamp {
+        let applied = self.applied.get();
+        self.since_freeze.set(0);
+        self.stamped.set(applied.position);
+        let sb = self.superblock.borrow();
+        Stamp {
+            mount_epoch: sb.mount_epoch,
+            epoch_start: sb.epoch_start,
+            checkpoint_lsn: applied.lsn,
+            journal: JournalPosition {
+                offset: self.journal.ring_offset(applied.position),
+                chain: applied.chain,
+            },
+            data_free: self.balloc.tree_free(),
+        }
+    }
+
+    async fn settle(&self, _: &Stamp) -> Result<(), StoreError> {
+        Ok(()) // No write is inline: data is on its blocks before its transaction is journaled.
+    }
+
+    fn reuse(&self) {
+        self.journal.trim(self.stamped.get());
+    }
+
+    async fn name(&self, superblock: &Superblock) -> Result<(), StoreError> {
+        if self.folding.get() {
+            self.reuse();
+        }
+        self.name_generation(superblock.generation).await
+    }
+}
