@@ -3,7 +3,9 @@
 //! seed do the same.
 
 mod disk;
+pub mod image;
 mod log;
+pub mod populate;
 mod process;
 
 mod cluster;
