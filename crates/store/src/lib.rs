@@ -48,7 +48,8 @@ pub use ctg::{Ctg, CtgOp, CtgView};
 pub use dump::{RecordRow, TreeRow, dump_journal};
 pub use error::{FormatError, OpenError, StoreError};
 pub use fsck::{
-    At, Finding, FindingKind, FsckOptions, FsckReport, LostKeys, Progress, ProgressFn, Side, Touched, fsck,
+    At, FINDINGS_MAX, Finding, FindingKind, FsckOptions, FsckReport, LostKeys, Progress, ProgressFn, Side,
+    TOUCHED_MAX, Touched, fsck,
 };
 pub use geometry::Region;
 pub use limits::{Limits, META_ARENA};

@@ -129,7 +129,7 @@ pub(crate) fn choose(copies: &[Copy]) -> Result<Superblock, OpenError> {
     }
 }
 
-fn fits(sb: &Superblock, regions: &Regions, options: &OpenOptions) -> Result<(), OpenError> {
+pub(crate) fn fits(sb: &Superblock, regions: &Regions, options: &OpenOptions) -> Result<(), OpenError> {
     if let Some(expected) = options.cluster
         && expected != sb.cluster
     {
@@ -167,7 +167,7 @@ pub(crate) fn verdict(stop: Stop, journal_at: u64) -> OpenError {
 }
 
 /// Redoes one record.
-async fn redo(
+pub(crate) async fn redo(
     forest: &Rc<Forest>,
     shape: Shape,
     image: &Image,

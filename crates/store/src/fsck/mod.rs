@@ -1,31 +1,45 @@
-//! Checking a target that is not in use. Nothing is written: the journal is replayed in memory.
+//! Checking a target that is not in use. Nothing is written: the journal is redone in memory, and what is checked is the
+//! state after it, as the next start will have it.
 //!
-//! Proves: every superblock copy and node holds; every data block is in exactly one of free or one extent;
-//! every extent has a cob; sums and counts match. With `data`, every chunk's checksum is checked too.
+//! Proves: every superblock copy and node holds; every data block is in exactly one of free or one extent; every extent
+//! has a cob; sums and counts match. With `data`, every chunk's checksum is checked too. Damage is a finding, and the check
+//! goes on past it.
+//!
+//! Memory does not grow with what the target holds. It is: the journal's ring while it is read (at most 64 MiB), the
+//! nodes that redo changes (those of one checkpoint), two bits for each node block, one path of nodes for each of four
+//! cursors, a bit for each data block up to [`FsckOptions::map_bytes`] (64 MiB are 2 TiB of data; more takes further passes
+//! over the extent map), 64 chunks of data in flight, and at most [`FINDINGS_MAX`] findings of [`TOUCHED_MAX`] objects each.
 
+mod blocks;
+mod data;
+mod join;
 mod kind;
 mod progress;
 mod report;
+mod space;
+mod start;
+mod stream;
 
 pub use kind::FindingKind;
 pub use progress::{Progress, ProgressFn};
 pub use report::{At, FINDINGS_MAX, Finding, FsckReport, LostKeys, Side, TOUCHED_MAX, Touched};
 
-use crate::apply;
-use crate::balloc;
-use crate::error::{OpenError, StoreError};
+use crate::apply::Shape;
+use crate::error::OpenError;
 use crate::limits::Limits;
 use crate::options::OpenOptions;
+use crate::recovery;
 use crate::region::Regions;
-use crate::schema::{self, COB, COUNT_KEY, CobRow, DEAD, FENCE, FREE, MapRow, SUMMARY, TOMB};
-use crate::store::Store;
-use crate::superblock::{self, Verdict};
-use crate::tree::{self, TreeId};
-use cobalt_base::{BLOCK_SIZE, Corrupt, Fid};
+use crate::schema;
+use crate::superblock::{self, Superblock};
+use crate::tree::{self, FaultKind, Lost, Row, Source, Step, TreeId};
+use blocks::Claims;
+use cobalt_base::BLOCK_SIZE;
 use cobalt_dma::Arena;
 use cobalt_reactor::Ctx;
-use std::collections::BTreeMap;
-use uuid::Uuid;
+use progress::Meter;
+use std::collections::HashMap;
+use std::rc::Rc;
 
 /// What to check.
 #[derive(Clone, Debug, Default)]
@@ -41,323 +55,251 @@ pub struct FsckOptions {
     pub progress: Option<ProgressFn>,
 }
 
-struct Check<'a> {
-    store: &'a Store,
-    target: Uuid,
-    report: FsckReport,
-    /// Start → (end, owner); none for free.
-    blocks: BTreeMap<u64, (u64, Option<Fid>)>,
-    /// Cobs and dead cobs, with the blocks that their rows add up to.
-    cobs: BTreeMap<Fid, (CobRow, bool, u64, u64)>,
-}
-
 /// Checks a target.
 ///
 /// # Errors
-/// [`OpenError`] when the device does not answer or holds no target; damage is a finding.
+/// [`OpenError`] when the device holds no target, or one whose superblock cannot be had; other damage is a finding.
 pub async fn fsck(
     ctx: &Ctx,
     regions: &Regions,
     arena: &Arena,
     options: &FsckOptions,
 ) -> Result<FsckReport, OpenError> {
-    let mut report = FsckReport::default();
     let copies = superblock::read_all(&regions.meta, arena).await;
-    let newest = crate::recovery::choose(&copies)?;
-    for copy in &copies {
-        let why = match &copy.verdict {
-            Verdict::Corrupt(why) => why.clone(),
-            // Both copies of the newest generation should be there.
-            Verdict::Blank if copy.slot == newest.slot() => "never written".into(),
-            Verdict::Valid(sb) if copy.slot == newest.slot() && sb.generation != newest.generation => {
-                format!("generation {}, its twin has {}", sb.generation, newest.generation)
-            }
-            _ => continue,
-        };
-        // The other slot may be torn by a crash in the middle of its rewriting.
-        if copy.slot == newest.slot() {
-            add(&mut report, newest.target, FindingKind::SuperblockCopy, Some(At::meta(copy.at)), None, why);
-        }
+    let newest = recovery::choose(&copies)?;
+    recovery::fits(&newest, regions, &OpenOptions::default())?;
+    let mut check = Check::new(regions, arena, options, newest);
+    check.copies(&copies);
+    let Some(journal) = check.journal().await else { return Ok(check.report) };
+    let whole = check.structure(journal.redoes()).await;
+    let source = check.redo(ctx, journal, whole).await;
+    if check.report.redone > 0 {
+        check.catalogues(&source).await;
     }
-    let open =
-        OpenOptions { cluster: None, limits: options.limits.clone(), read_only: true, meta_arena: None };
-    let store = match Store::open(ctx.clone(), regions.clone(), arena.clone(), open).await {
-        Ok(store) => store,
-        Err(OpenError::Damaged { what: _, address, expected, found }) => {
-            let why = format!("expected {expected}, found {found}");
-            add(&mut report, newest.target, FindingKind::JournalLost, Some(At::meta(address)), None, why);
-            return Ok(report);
-        }
-        Err(error) => return Err(error),
-    };
-    let verified = tree::verify(&regions.meta, arena, &newest, |_, _, _| ()).await?;
-    report.nodes = verified.trees.iter().map(|t| t.nodes).sum();
-    for corrupt in verified.findings {
-        add_corrupt(&mut report, newest.target, corrupt);
-    }
-    let mut check = Check {
-        store: &store,
-        target: newest.target,
-        report,
-        blocks: BTreeMap::new(),
-        cobs: BTreeMap::new(),
-    };
-    if let Err(error) = check.run(options.data).await {
-        let why = error.to_string();
-        add(&mut check.report, newest.target, FindingKind::Node, None, None, why);
-    }
+    check.rows(&source).await;
+    check.meter.end();
     Ok(check.report)
 }
 
-fn add(
-    report: &mut FsckReport,
-    target: Uuid,
-    kind: FindingKind,
-    at: Option<At>,
-    fid: Option<Fid>,
-    found: String,
-) {
-    let touched = fid.map(Touched::fid).unwrap_or_default();
-    report.add(Finding { kind, target: Some(target), at, expected: String::new(), found, touched });
+/// A check that runs.
+struct Check<'a> {
+    regions: &'a Regions,
+    arena: &'a Arena,
+    options: &'a FsckOptions,
+    superblock: Superblock,
+    shape: Shape,
+    report: FsckReport,
+    meter: Rc<Meter>,
+    /// Findings about nodes, by block.
+    nodes: HashMap<u64, usize>,
+    /// Trees of which something is out of reach.
+    broken: [bool; 4],
 }
 
-fn add_corrupt(report: &mut FsckReport, target: Uuid, corrupt: Corrupt) {
-    let kind = if corrupt.what == "node bitmap" { FindingKind::NodeBitmap } else { FindingKind::Node };
-    add(report, target, kind, Some(At::meta(corrupt.address)), None, corrupt.why);
-}
-
-impl Check<'_> {
-    async fn run(&mut self, data: bool) -> Result<(), StoreError> {
-        self.cob_tree().await?;
-        self.extent_map().await?;
-        self.free_space().await?;
-        self.every_block_once();
-        self.sums();
-        let mut from = Vec::new();
-        while let Some((key, _)) = self.next(TreeId::Ctg, &from).await? {
-            if schema::ctg_place(&key).is_none() {
-                self.bad(FindingKind::CtgRow, None, None, format!("key {key:02x?}"));
-            }
-            self.report.entries += 1;
-            from = after(key);
+impl<'a> Check<'a> {
+    fn new(
+        regions: &'a Regions,
+        arena: &'a Arena,
+        options: &'a FsckOptions,
+        superblock: Superblock,
+    ) -> Check<'a> {
+        let report = FsckReport {
+            target: Some(superblock.target),
+            name: superblock.name.clone(),
+            generation: superblock.generation,
+            ..FsckReport::default()
+        };
+        let shape = recovery::shape_of(&superblock, tree::entry_max(superblock.geometry.node_size));
+        let meter = Meter::new(options.progress.clone());
+        Check {
+            regions,
+            arena,
+            options,
+            superblock,
+            shape,
+            report,
+            meter,
+            nodes: HashMap::new(),
+            broken: [false; 4],
         }
-        if data { self.all_data().await } else { Ok(()) }
     }
 
-    async fn next(&self, tree: TreeId, from: &[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>, StoreError> {
-        self.store.0.look(|stage| Ok(stage.next(tree, from)?)).await
+    fn add(
+        &mut self,
+        kind: FindingKind,
+        at: Option<At>,
+        expected: impl Into<String>,
+        found: impl Into<String>,
+        touched: Touched,
+    ) -> Option<usize> {
+        let target = Some(self.superblock.target);
+        self.report.add(Finding { kind, target, at, expected: expected.into(), found: found.into(), touched })
     }
 
-    fn bad(&mut self, kind: FindingKind, address: Option<u64>, fid: Option<Fid>, why: String) {
-        add(&mut self.report, self.target, kind, address.map(|a| At::data(a / BLOCK_SIZE)), fid, why);
+    fn node_at(&self, block: u64) -> At {
+        At { side: Side::Meta, address: self.superblock.geometry.node_at(block), block: Some(block) }
     }
 
-    async fn cob_tree(&mut self) -> Result<(), StoreError> {
-        let mut from = Vec::new();
-        let mut counted = 0u64;
-        let mut fence_end = None;
-        while let Some((key, value)) = self.next(TreeId::Cob, &from).await? {
-            let kind = key.first().copied().unwrap_or(u8::MAX);
-            match (kind, schema::key_fid(kind, &key)) {
-                (COB | DEAD, Some(fid)) => match schema::decode::<CobRow>("cob row", &value) {
-                    Ok(row) => {
-                        self.report.cobs += u64::from(kind == COB);
-                        if self.cobs.insert(fid, (row, kind == COB, 0, 0)).is_some() {
-                            self.bad(FindingKind::CobRow, None, Some(fid), "both alive and dead".into());
-                        }
-                    }
-                    Err(corrupt) => self.bad(FindingKind::CobRow, None, Some(fid), corrupt.why),
-                },
-                (TOMB, Some(fid)) => {
-                    if self.cobs.get(&fid).is_some_and(|(_, alive, ..)| *alive) {
-                        self.bad(FindingKind::CobTwice, None, Some(fid), "the cob is alive".into());
-                    }
-                }
-                (FENCE, None) => match (schema::key_number(FENCE, &key), apply::fence_end(&value)) {
-                    (Some(first), Ok(last))
-                        if last.0 >= first && fence_end.is_none_or(|end: u64| end < first) =>
-                    {
-                        fence_end = Some(last.0);
-                    }
-                    _ => self.bad(FindingKind::FenceRow, None, None, format!("{key:02x?} {value:02x?}")),
-                },
-                _ if key == COUNT_KEY => counted = schema::decode("cob count", &value)?,
-                _ => self.bad(FindingKind::UnknownRow, None, None, format!("unknown key {key:02x?}")),
-            }
-            from = after(key);
-        }
-        if counted != self.report.cobs {
-            self.bad(FindingKind::CobCount, None, None, format!("{counted}, there are {}", self.report.cobs));
-        }
-        Ok(())
+    /// Where a row lies, if it is on the device.
+    fn row_at(&self, row: &Row) -> Option<At> {
+        row.block.map(|block| self.node_at(block))
     }
 
-    async fn extent_map(&mut self) -> Result<(), StoreError> {
-        let mut from = Vec::new();
-        let mut last = (Fid::MIN, 0u64);
-        while let Some((key, value)) = self.next(TreeId::Extmap, &from).await? {
-            let place = schema::extmap_place(&key);
-            from = after(key);
-            let Some((fid, offset)) = place else {
-                self.bad(FindingKind::ExtentRow, None, None, "a key of another length".into());
-                continue;
-            };
-            let row: MapRow = match schema::decode("extmap row", &value) {
-                Ok(row) => row,
-                Err(corrupt) => {
-                    self.bad(FindingKind::ExtentRow, None, Some(fid), corrupt.why);
-                    continue;
-                }
-            };
-            let Some((cob, ..)) = self.cobs.get(&fid).copied() else {
-                self.bad(FindingKind::ExtentRow, None, Some(fid), format!("at {offset}: no such cob"));
-                continue;
-            };
-            let chunk = u64::from(cob.chunk_size.max(1));
-            if !row.is_sound(cob.chunk_size, self.store.0.shape.data_blocks) || offset % chunk != 0 {
-                self.bad(
-                    FindingKind::ExtentRow,
-                    None,
-                    Some(fid),
-                    format!("at {offset}: its parts do not agree"),
-                );
-                continue;
-            }
-            if row.generation != cob.generation {
-                self.bad(
-                    FindingKind::ExtentRow,
-                    None,
-                    Some(fid),
-                    format!("at {offset}: of another generation"),
-                );
-            }
-            if last.0 == fid && last.1 > offset {
-                self.bad(
-                    FindingKind::ExtentRow,
-                    None,
-                    Some(fid),
-                    format!("at {offset}: overlaps the one before"),
-                );
-            }
-            last = (fid, (offset + row.len).next_multiple_of(chunk));
-            for extent in &row.extents {
-                self.claim(extent.start, u64::from(extent.blocks), Some(fid));
-                self.report.extents += 1;
-            }
-            if let Some((_, _, blocks, end)) = self.cobs.get_mut(&fid) {
-                *blocks += row.blocks();
-                *end = (*end).max(offset + row.len);
-            }
+    /// The finding about a lost node; made now if nobody met it before.
+    fn lost(&mut self, lost: &Lost) -> Option<usize> {
+        self.broken[lost.tree.index()] = true;
+        if let Some(at) = self.nodes.get(&lost.node.block) {
+            return Some(*at);
         }
-        Ok(())
+        let kind = if lost.unreadable { FindingKind::NodeUnreadable } else { FindingKind::Node };
+        let keys = LostKeys { tree: lost.tree, from: lost.from.clone(), until: lost.until.clone() };
+        let touched = Touched { lost: Some(keys), ..Touched::default() };
+        let at = self.node_at(lost.node.block);
+        let place = self.add(kind, Some(at), lost.expected(), lost.why.clone(), touched)?;
+        self.nodes.insert(lost.node.block, place);
+        Some(place)
     }
 
-    fn claim(&mut self, start: u64, blocks: u64, owner: Option<Fid>) {
-        match owner {
-            Some(_) => self.report.blocks_used += blocks,
-            None => self.report.blocks_free += blocks,
-        }
-        let end = start + blocks;
-        let overlap = self.blocks.range(..end).next_back().filter(|(_, (until, _))| *until > start);
-        if let Some((_, (_, other))) = overlap {
-            let name = |o: Option<Fid>| o.map_or("free".to_owned(), |fid| format!("cob {fid}"));
-            let why = format!("{blocks} blocks of {} are also of {}", name(owner), name(*other));
-            self.bad(FindingKind::BlockTwice, Some(start * BLOCK_SIZE), owner.or(*other), why);
-        }
-        self.blocks.insert(start, (end, owner));
+    fn unknown_row(&mut self, tree: TreeId, row: &Row) {
+        let at = self.row_at(row);
+        let found = format!("key {} of {} bytes in the {tree} tree", hex(&row.key), row.key.len());
+        self.add(FindingKind::UnknownRow, at, "a key of a known form", found, Touched::default());
     }
 
-    async fn free_space(&mut self) -> Result<(), StoreError> {
-        let shape = self.store.0.shape;
-        for group in 0..shape.groups() {
-            let extents = self.store.0.look(|stage| balloc::tree_extents(stage, shape, group)).await?;
-            let free: u64 = extents.values().sum();
-            let key = schema::summary_key(group);
-            let summary = self.store.0.look(|stage| Ok(stage.get(TreeId::Balloc, &key)?)).await?;
-            if let Some(value) = summary {
-                let says = u64::from(schema::decode_u32("group summary", &value)?);
-                if says != free {
-                    let why = format!("group {group} says {says} free blocks, there are {free}");
-                    self.bad(FindingKind::GroupCount, None, None, why);
+    /// Every node of the checkpoint. Says whether the node bitmap can be used to redo the journal.
+    async fn structure(&mut self, redoes: bool) -> bool {
+        let geometry = self.superblock.geometry;
+        let (meta, arena, sb) = (&self.regions.meta, self.arena, &self.superblock);
+        let meter = self.meter.clone();
+        let marked = tree::marked_nodes(meta, arena, sb).await.unwrap_or(0);
+        meter.begin("trees", marked * u64::from(geometry.node_size));
+        let on_read: tree::OnRead = Rc::new(move |bytes| meter.add(bytes));
+        let (mut entries, mut bad) = (0, Vec::new());
+        let verified = tree::verify_watched(meta, arena, sb, Some(on_read), |tree, key, _| {
+            if tree == TreeId::Ctg && !redoes {
+                entries += 1;
+                if schema::ctg_place(key).is_none() && bad.len() < FINDINGS_MAX {
+                    bad.push(key.to_vec());
                 }
             }
-            for (start, blocks) in extents {
-                self.claim(start, blocks, None);
-            }
-        }
-        let mut from = Vec::new();
-        while let Some((key, _)) = self.next(TreeId::Balloc, &from).await? {
-            let known = match (schema::key_number(SUMMARY, &key), schema::key_number(FREE, &key)) {
-                (Some(group), _) => group < shape.groups(),
-                (_, Some(start)) => start < shape.data_blocks,
-                _ => false,
+        })
+        .await;
+        self.report.nodes = verified.trees.iter().map(|t| t.nodes).sum();
+        self.report.entries = entries;
+        for fault in verified.findings {
+            let kind = match fault.kind {
+                FaultKind::Node => FindingKind::Node,
+                FaultKind::Unreadable => FindingKind::NodeUnreadable,
+                FaultKind::Shared => FindingKind::NodeShared,
+                FaultKind::Range => FindingKind::NodeRange,
+                FaultKind::Bitmap => FindingKind::NodeBitmap,
             };
-            if !known {
-                self.bad(FindingKind::UnknownRow, None, None, format!("unknown key {key:02x?}"));
+            let at = At { side: Side::Meta, address: fault.address, block: fault.block };
+            let lost = fault.lost.map(|(tree, from, until)| LostKeys { tree, from, until });
+            if let Some(keys) = &lost {
+                self.broken[keys.tree.index()] = true;
             }
-            from = after(key);
+            let touched = Touched { lost, ..Touched::default() };
+            let place = self.add(kind, Some(at), fault.expected, fault.found, touched);
+            if let (Some(place), Some(block), FaultKind::Node | FaultKind::Unreadable) =
+                (place, fault.block, fault.kind)
+            {
+                self.nodes.insert(block, place);
+            }
         }
-        Ok(())
+        self.report.found += verified.findings_more;
+        self.report.fatal += verified.findings_more;
+        for key in bad {
+            self.ctg_row(None, key);
+        }
+        !verified.bitmap_bad
     }
 
-    fn every_block_once(&mut self) {
-        let mut at = 0;
+    fn ctg_row(&mut self, at: Option<At>, key: Vec<u8>) {
+        let found = format!("key {}", hex(&key));
+        let expected = "the number of a catalogue, then a key";
+        self.add(FindingKind::CtgRow, at, expected, found, Touched::default());
+    }
+
+    /// The rows of the catalogues as the journal leaves them.
+    async fn catalogues(&mut self, source: &Source) {
+        let mut cursor = source.cursor(TreeId::Ctg, &[], None);
+        while let Some(step) = cursor.next().await {
+            match step {
+                Step::Lost(lost) => drop(self.lost(&lost)),
+                Step::Row(row) => {
+                    self.report.entries += 1;
+                    if schema::ctg_place(&row.key).is_none() {
+                        let at = self.row_at(&row);
+                        self.ctg_row(at, row.key);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Cobs, extents, free space: what their rows say, and each data block once.
+    async fn rows(&mut self, source: &Source) {
+        let bytes = if self.options.map_bytes == 0 { blocks::MAP_BYTES } else { self.options.map_bytes };
+        let total = self.superblock.data_blocks;
+        let most = (bytes.max(8) / 8).saturating_mul(64);
+        let mut first = 0;
+        while first < total {
+            let mut claims = Claims::new(first, most.min(total - first));
+            if first == 0 {
+                self.join(source, &mut claims).await;
+                self.space(source, &mut claims).await;
+            } else {
+                self.claim_again(source, &mut claims).await;
+            }
+            self.every_block_once(source, &claims).await;
+            first += most;
+        }
+    }
+
+    async fn every_block_once(&mut self, source: &Source, claims: &Claims) {
         let mut holes = Vec::new();
-        for (start, (end, _)) in &self.blocks {
-            if *start > at {
-                holes.push((at, *start));
+        let (mut more, mut unknown) = (0, 0);
+        // What a lost row would say of these blocks is not known.
+        let known = !self.broken[TreeId::Extmap.index()] && !self.broken[TreeId::Balloc.index()];
+        claims.unclaimed(|from, until| {
+            if !known {
+                unknown += until - from;
+            } else if holes.len() < FINDINGS_MAX {
+                holes.push((from, until));
+            } else {
+                more += 1;
             }
-            at = at.max(*end);
-        }
-        let total = self.store.0.shape.data_blocks;
-        if at < total {
-            holes.push((at, total));
-        }
+        });
+        self.report.blocks_unknown += unknown;
         for (from, until) in holes {
-            let why = format!("{} blocks are neither free nor of a cob", until - from);
-            self.bad(FindingKind::BlockTwice, Some(from * BLOCK_SIZE), None, why);
+            let found = format!("blocks {from} to {} are neither", until - 1);
+            let expected = "free, or of one cob";
+            self.add(FindingKind::BlockLost, Some(At::data(from)), expected, found, Touched::default());
         }
-    }
-
-    fn sums(&mut self) {
-        for (fid, (row, alive, blocks, end)) in std::mem::take(&mut self.cobs) {
-            if row.blocks != blocks {
-                let why = format!("says {} blocks, its extents have {blocks}", row.blocks);
-                self.bad(FindingKind::CobRow, None, Some(fid), why);
-            }
-            if alive && row.size < end {
-                self.bad(
-                    FindingKind::CobRow,
-                    None,
-                    Some(fid),
-                    format!("size {}, extents up to {end}", row.size),
-                );
-            }
+        self.report.found += more + claims.conflicts_more;
+        self.report.fatal += more + claims.conflicts_more;
+        let conflicts = claims.conflicts();
+        if !conflicts.is_empty() {
+            self.owners(source, conflicts).await;
         }
-    }
-
-    /// Reads every row of every cob that is alive.
-    async fn all_data(&mut self) -> Result<(), StoreError> {
-        let mut from = Vec::new();
-        while let Some((key, value)) = self.next(TreeId::Extmap, &from).await? {
-            let place = schema::extmap_place(&key);
-            from = after(key);
-            let Some((fid, offset)) = place else { continue };
-            let Ok(row) = schema::decode::<MapRow>("extmap row", &value) else { continue };
-            match self.store.cob_read(fid, offset, row.len).await {
-                Ok(data) => self.report.data_bytes += data.len,
-                Err(StoreError::Missing { .. }) => {} // Dead: being freed.
-                Err(error) => {
-                    let at = row.extents.first().map(|e| e.start * BLOCK_SIZE);
-                    self.bad(FindingKind::Data, at, Some(fid), error.to_string());
-                }
-            }
-        }
-        Ok(())
     }
 }
 
-fn after(mut key: Vec<u8>) -> Vec<u8> {
-    key.push(0);
-    key
+/// Bytes for people, cut when long.
+fn hex(bytes: &[u8]) -> String {
+    const SHOWN: usize = 32;
+    let mut out = String::from("0x");
+    for byte in bytes.iter().take(SHOWN) {
+        out.push_str(&format!("{byte:02x}"));
+    }
+    if bytes.len() > SHOWN {
+        out.push('…');
+    }
+    out
+}
+
+/// The bytes of data that a check of all data reads.
+fn data_bytes(superblock: &Superblock) -> u64 {
+    superblock.data_blocks.saturating_sub(superblock.data_free).saturating_mul(BLOCK_SIZE)
 }

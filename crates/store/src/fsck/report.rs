@@ -78,7 +78,6 @@ impl Touched {
     }
 
     /// Adds a cob; in order, so that one that is there already is the last.
-    #[expect(dead_code, reason = "the streaming check uses it")]
     pub(crate) fn add_fid(&mut self, fid: Fid) {
         if self.fids.contains(&fid) {
             return;

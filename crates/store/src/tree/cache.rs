@@ -205,6 +205,11 @@ impl Cache {
         &self.entries[at].node
     }
 
+    /// A node to look at for longer than the cache may keep it. Nobody changes nodes while it is held.
+    pub fn shared(&self, at: usize) -> Rc<Node> {
+        self.entries[at].node.clone()
+    }
+
     /// A dirty node, to change it.
     pub fn node_mut(&mut self, at: usize) -> &mut Node {
         let entry = &mut self.entries[at];

@@ -16,6 +16,7 @@ pub(crate) mod persist;
 mod read;
 mod remove;
 mod verify;
+mod walk;
 
 #[cfg(test)]
 mod tests;
@@ -23,9 +24,12 @@ mod tests;
 pub use cache::CacheStats;
 pub use forest::{EpochGuard, Forest};
 pub use limits::TreeLimits;
+pub(crate) use persist::marked_nodes;
 pub use persist::{Frozen, Roots};
 pub use read::KeyValue;
-pub use verify::{TreeReport, Verified, verify};
+pub(crate) use verify::verify_watched;
+pub use verify::{Fault, FaultKind, TreeReport, Verified, verify};
+pub(crate) use walk::{Cursor, Lost, OnRead, Row, Source, Step, entry_max};
 
 use cobalt_base::Corrupt;
 use cobalt_bdev::IoError;
@@ -50,6 +54,22 @@ impl TreeId {
 
     pub(crate) fn index(self) -> usize {
         self as usize
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            TreeId::Cob => "cob",
+            TreeId::Extmap => "extmap",
+            TreeId::Balloc => "balloc",
+            TreeId::Ctg => "ctg",
+        }
+    }
+}
+
+impl std::fmt::Display for TreeId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
     }
 }
 

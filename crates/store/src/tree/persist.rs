@@ -258,5 +258,15 @@ pub(super) async fn read_bitmap(
         .ok_or_else(|| corrupt("it marks blocks beyond the region".into()))
 }
 
+/// How many node blocks a checkpoint's bitmap marks used.
+pub(crate) async fn marked_nodes(
+    meta: &Region,
+    arena: &Arena,
+    superblock: &Superblock,
+) -> Result<u64, MetaError> {
+    let space = read_bitmap(meta, arena, superblock).await?;
+    Ok(space.blocks() - space.free())
+}
+
 /// Bytes of one read of the bitmap.
 const TRANSFER: usize = 256 << 10;

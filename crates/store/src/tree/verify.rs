@@ -1,14 +1,12 @@
 //! Proof that a checkpoint's trees are whole: every node is read from the device and held against its
-//! referrer, and what the trees reach is exactly what the bitmap marks. Memory: one path and one bit a block.
+//! referrer, and what the trees reach is exactly what the bitmap marks. Memory: one path and two bits a block.
 
-use super::forest::{read_node, seed_of};
 use super::limits::FINDINGS_MAX;
 use super::metaspace::Metaspace;
-use super::node::{Expect, Node};
+use super::walk::{Level, Lost, OnRead, Source, lost};
 use super::{MetaError, NodeRef, TreeId, persist};
 use crate::geometry::Region;
 use crate::superblock::Superblock;
-use cobalt_base::Corrupt;
 use cobalt_dma::Arena;
 
 /// What was counted in one tree.
@@ -22,40 +20,93 @@ pub struct TreeReport {
     pub entries: u64,
 }
 
+/// A rule of the trees that is broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultKind {
+    /// A node is not what its referrer says.
+    Node,
+    /// The device does not give a node.
+    Unreadable,
+    /// Two pointers lead to one node.
+    Shared,
+    /// A node's keys are outside of its parent's range.
+    Range,
+    /// The bitmap is damaged, cannot be read, or does not match the trees.
+    Bitmap,
+}
+
+/// Something that is wrong with the trees of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    pub kind: FaultKind,
+    /// Byte of the meta region.
+    pub address: u64,
+    /// The node block, if it is about one.
+    pub block: Option<u64>,
+    pub expected: String,
+    pub found: String,
+    /// The tree and the keys, from and before, that are out of reach for it.
+    pub lost: Option<(TreeId, Vec<u8>, Option<Vec<u8>>)>,
+}
+
 /// What a verification found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verified {
     /// By tree, in the order of [`TreeId::ALL`].
     pub trees: [TreeReport; 4],
     /// What is wrong, up to [`FINDINGS_MAX`].
-    pub findings: Vec<Corrupt>,
+    pub findings: Vec<Fault>,
     /// Findings beyond that.
     pub findings_more: u64,
+    /// Whether the bitmap cannot be trusted, so that nothing may be changed by it, in memory neither.
+    pub bitmap_bad: bool,
 }
 
-/// Reads all trees of `superblock` and gives every entry to `visit`, in order.
-///
-/// # Errors
-/// [`MetaError::Io`] only: damage goes into the findings, and what is below a damaged node is skipped.
+/// Reads all trees of `superblock` and gives every entry to `visit`, in order. Damage and read errors go into the findings,
+/// and what is below a damaged node is skipped.
 pub async fn verify(
     meta: &Region,
     arena: &Arena,
     superblock: &Superblock,
     visit: impl FnMut(TreeId, &[u8], &[u8]),
-) -> Result<Verified, MetaError> {
+) -> Verified {
+    verify_watched(meta, arena, superblock, None, visit).await
+}
+
+/// As [`verify`]; tells `on_read` of each node.
+pub(crate) async fn verify_watched(
+    meta: &Region,
+    arena: &Arena,
+    superblock: &Superblock,
+    on_read: Option<OnRead>,
+    visit: impl FnMut(TreeId, &[u8], &[u8]),
+) -> Verified {
     let mut found = Verified::default();
+    let start = superblock.geometry.bitmap_at(superblock.bitmap.area);
     let marked = match persist::read_bitmap(meta, arena, superblock).await {
         Ok(space) => Some(space),
-        Err(MetaError::Corrupt(corrupt)) => {
-            found.add(corrupt);
+        Err(error) => {
+            let why = match error {
+                MetaError::Corrupt(corrupt) => corrupt.why,
+                MetaError::Io { source, .. } => source.to_string(),
+                full @ MetaError::Full => full.to_string(),
+            };
+            let expected = format!(
+                "a bitmap of {} bytes with checksum {:016x}",
+                superblock.bitmap.len, superblock.bitmap.checksum
+            );
+            found.bitmap(start, None, expected, why);
             None
         }
-        Err(error) => return Err(error),
     };
+    let mut source = Source::checkpoint(meta, arena, superblock);
+    if let Some(on_read) = on_read {
+        source = source.watched(on_read);
+    }
     let reached = Metaspace::new(superblock.geometry.node_blocks);
-    let mut walk = Walk { meta, arena, superblock, reached, found, visit };
+    let mut walk = Walk { source: &source, superblock, reached, found, visit };
     for tree in TreeId::ALL {
-        walk.tree(tree).await?;
+        walk.tree(tree).await;
     }
     let Walk { reached, mut found, .. } = walk;
     let whole = found.findings.is_empty();
@@ -63,68 +114,48 @@ pub async fn verify(
         let (used, mark) = (reached.is_live(block), marked.as_ref().is_some_and(|m| m.is_live(block)));
         let at = superblock.geometry.node_at(block);
         if used && !mark && marked.is_some() {
-            found.add(Corrupt::new("node bitmap", at, "a tree refers to a block that is marked free"));
+            let why = "marked free, and a tree refers to it".to_owned();
+            found.bitmap(at, Some(block), format!("node block {block} marked used"), why);
         } else if mark && !used && whole {
-            found.add(Corrupt::new("node bitmap", at, "no tree refers to a block that is marked used"));
+            let why = "marked used, and no tree refers to it".to_owned();
+            found.bitmap(at, Some(block), format!("node block {block} marked free"), why);
         }
     }
-    Ok(found)
+    found
 }
 
 impl Verified {
-    fn add(&mut self, corrupt: Corrupt) {
+    fn add(&mut self, fault: Fault) {
         if self.findings.len() < FINDINGS_MAX {
-            self.findings.push(corrupt);
+            self.findings.push(fault);
         } else {
             self.findings_more += 1;
         }
     }
+
+    fn bitmap(&mut self, address: u64, block: Option<u64>, expected: String, found: String) {
+        self.bitmap_bad = true;
+        self.add(Fault { kind: FaultKind::Bitmap, address, block, expected, found, lost: None });
+    }
 }
 
 struct Walk<'a, V> {
-    meta: &'a Region,
-    arena: &'a Arena,
+    source: &'a Source,
     superblock: &'a Superblock,
     reached: Metaspace,
     found: Verified,
     visit: V,
 }
 
-/// A node on the current path, the child that comes next, and the range of keys that its parent gives it.
-struct Level {
-    node: Node,
-    next: usize,
-    low: Vec<u8>,
-    high: Option<Vec<u8>>,
-}
-
-impl Level {
-    fn child_range(&self, i: usize) -> (Vec<u8>, Option<Vec<u8>>) {
-        let low = if i == 0 { self.low.clone() } else { self.node.key(i).to_vec() };
-        let high =
-            if i + 1 < self.node.count() { Some(self.node.key(i + 1).to_vec()) } else { self.high.clone() };
-        (low, high)
-    }
-
-    /// Keys lie in the range; the node itself has checked their order.
-    fn in_range(&self) -> bool {
-        let first = if self.node.is_leaf() { 0 } else { 1 };
-        let count = self.node.count();
-        first >= count
-            || (self.node.key(first) >= self.low.as_slice()
-                && self.high.as_ref().is_none_or(|high| self.node.key(count - 1) < high.as_slice()))
-    }
-}
-
 impl<V: FnMut(TreeId, &[u8], &[u8])> Walk<'_, V> {
-    async fn tree(&mut self, tree: TreeId) -> Result<(), MetaError> {
+    async fn tree(&mut self, tree: TreeId) {
         let root = self.superblock.roots[tree.index()];
         self.found.trees[tree.index()].height = root.height;
         if root.height == 0 {
-            return Ok(());
+            return;
         }
         let mut path: Vec<Level> = Vec::new();
-        let first = self.enter(tree, root.node, root.height - 1, (Vec::new(), None)).await?;
+        let first = self.enter(tree, root.node, root.height - 1, (Vec::new(), None)).await;
         path.extend(first);
         while let Some(level) = path.last_mut() {
             if level.node.is_leaf() || level.next >= level.node.count() {
@@ -134,10 +165,18 @@ impl<V: FnMut(TreeId, &[u8], &[u8])> Walk<'_, V> {
             let (child, range) = (level.node.child(level.next), level.child_range(level.next));
             level.next += 1;
             let below = level.node.level - 1;
-            let entered = self.enter(tree, child, below, range).await?;
+            let entered = self.enter(tree, child, below, range).await;
             path.extend(entered);
         }
-        Ok(())
+    }
+
+    fn fault(&mut self, kind: FaultKind, lost: Lost) {
+        let block = lost.node.block;
+        let address = self.superblock.geometry.node_at(block);
+        let expected = lost.expected();
+        let Lost { tree, from, until, why, .. } = lost;
+        let lost = Some((tree, from, until));
+        self.found.add(Fault { kind, address, block: Some(block), expected, found: why, lost });
     }
 
     /// Reads and judges one node; `None` if it is damaged.
@@ -146,28 +185,30 @@ impl<V: FnMut(TreeId, &[u8], &[u8])> Walk<'_, V> {
         tree: TreeId,
         node: NodeRef,
         level: u32,
-        (low, high): (Vec<u8>, Option<Vec<u8>>),
-    ) -> Result<Option<Level>, MetaError> {
-        let geometry = &self.superblock.geometry;
-        let at = geometry.node_at(node.block);
+        range: (Vec<u8>, Option<Vec<u8>>),
+    ) -> Option<Level> {
+        let said = |why: &str, (from, until): (Vec<u8>, Option<Vec<u8>>)| {
+            let why = why.to_owned();
+            Lost { tree, node, level, from, until, unreadable: false, why }
+        };
         if self.reached.is_live(node.block) {
-            self.found.add(Corrupt::new("btree node", at, "two pointers lead to it"));
-            return Ok(None);
+            self.fault(FaultKind::Shared, said("another pointer leads to it too", range));
+            return None;
         }
         self.reached.mark(node.block);
-        let seed = seed_of(self.superblock.target);
-        let expect = Expect { seed, tree, level, node, node_blocks: geometry.node_blocks };
-        let node = match read_node(self.meta, self.arena, geometry, &expect).await {
-            Ok(node) => node,
-            Err(MetaError::Corrupt(corrupt)) => {
-                self.found.add(corrupt);
-                return Ok(None);
+        let (found, on_device) = match self.source.node(tree, node, level).await {
+            Ok(found) => found,
+            Err(error) => {
+                let lost = lost(tree, node, level, range, error);
+                let kind = if lost.unreadable { FaultKind::Unreadable } else { FaultKind::Node };
+                self.fault(kind, lost);
+                return None;
             }
-            Err(error) => return Err(error),
         };
-        let entered = Level { node, next: 0, low, high };
+        let entered = Level::new(found, on_device, range);
         if !entered.in_range() {
-            self.found.add(Corrupt::new("btree node", at, "its keys are outside of its parent's range"));
+            let range = (entered.low.clone(), entered.high.clone());
+            self.fault(FaultKind::Range, said("its keys are outside of its parent's range", range));
         }
         let report = &mut self.found.trees[tree.index()];
         report.nodes += 1;
@@ -177,6 +218,6 @@ impl<V: FnMut(TreeId, &[u8], &[u8])> Walk<'_, V> {
                 (self.visit)(tree, entered.node.key(i), entered.node.value(i));
             }
         }
-        Ok(Some(entered))
+        Some(entered)
     }
 }
