@@ -19,7 +19,10 @@ pub type Model = [BTreeMap<Vec<u8>, Vec<u8>>; 4];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    Write { at: u64, len: u64 },
+    Write {
+        at: u64,
+        len: u64,
+    },
     Flush,
     Named(u64),
     /// The checkpoint gave back what its predecessor needed.
