@@ -1,5 +1,6 @@
 //! The cluster in one thread: three storage processes and a client, on virtual time, from one seed.
 
+use crate::disk::{Disk, FaultCounts, FaultPlan};
 use crate::log::EventLog;
 use crate::process::{self, Process, Site, StartError, name, target};
 use cobalt_client::{Client, ClientConfig, Handle, LayoutConfig, PeerConfig};
@@ -47,12 +48,29 @@ pub struct SimOptions {
     pub store: cobalt_store::Limits,
     /// How the client lays objects out.
     pub layout: LayoutConfig,
+    /// What goes wrong with the disks, once [`SimCluster::begin_faults`] says so; with those that are not named, nothing.
+    pub faults: Vec<DiskFaults>,
+}
+
+/// One of a process's disks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    Meta,
+    Data,
+}
+
+/// The faults of one disk.
+#[derive(Clone, Debug)]
+pub struct DiskFaults {
+    pub process: usize,
+    pub part: Part,
+    pub plan: FaultPlan,
 }
 
 impl Default for SimOptions {
     fn default() -> SimOptions {
         let layout = LayoutConfig { data_units: 2, parity_units: 1, unit_size: 64 << 10 };
-        SimOptions { store: cobalt_store::Limits::default(), layout }
+        SimOptions { store: cobalt_store::Limits::default(), layout, faults: Vec::new() }
     }
 }
 
@@ -130,17 +148,60 @@ impl SimCluster {
         &self.site.log
     }
 
+    /// A disk of process `number`.
+    pub fn disk(&self, number: usize, part: Part) -> &Disk {
+        let (meta, data) = self.processes[number].disks();
+        match part {
+            Part::Meta => meta,
+            Part::Data => data,
+        }
+    }
+
+    /// The faults of all disks so far.
+    pub fn faults(&self) -> FaultCounts {
+        let mut all = FaultCounts::default();
+        for process in self.processes.iter() {
+            all.add(&process.faults());
+        }
+        all
+    }
+
+    /// From now on the disks have the faults that the options say.
+    pub fn begin_faults(&self) {
+        for faults in &self.options.faults {
+            self.disk(faults.process, faults.part).set_faults(faults.plan.clone());
+        }
+    }
+
+    /// No disk has any more faults from now on; those that hang come back. What is hurt stays hurt.
+    pub fn end_faults(&self) {
+        for process in self.processes.iter() {
+            for disk in [process.disks().0, process.disks().1] {
+                disk.set_faults(FaultPlan::default());
+                disk.come_back();
+            }
+        }
+    }
+
     /// Starts the storage processes that do not run.
     ///
     /// # Errors
     /// [`StartError`].
     pub async fn start_all(&self) -> Result<(), StartError> {
         for process in self.processes.iter() {
-            if process.store().is_none() {
+            if !process.is_running() {
                 process.start(PROCESSES).await?;
             }
         }
         Ok(())
+    }
+
+    /// Starts process `number`.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn start(&self, number: usize) -> Result<(), StartError> {
+        self.processes[number].start(PROCESSES).await
     }
 
     /// Starts the client, or the next one in place of it.

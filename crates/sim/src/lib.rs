@@ -4,13 +4,15 @@
 
 mod disk;
 pub mod image;
+pub mod history;
 mod log;
 pub mod populate;
 mod process;
+pub mod scenario;
 
 mod cluster;
 
-pub use cluster::{PROCESSES, SimCluster, SimOptions, simulate};
-pub use disk::{Disk, PowerCut};
+pub use cluster::{DiskFaults, PROCESSES, Part, SimCluster, SimOptions, simulate};
+pub use disk::{Disk, Fault, FaultCounts, FaultPlan, PowerCut};
 pub use log::EventLog;
 pub use process::{Process, StartError};

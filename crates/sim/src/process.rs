@@ -1,6 +1,6 @@
 //! A storage process of the simulated cluster: its disks outlive it.
 
-use crate::disk::Disk;
+use crate::disk::{Disk, FaultCounts};
 use crate::log::EventLog;
 use cobalt_cas::limits::CollectorLimits;
 use cobalt_cas::{Cas, CasService, RemoteTargets, SoleReplica};
@@ -45,7 +45,8 @@ pub struct Process {
 
 struct Running {
     scope: Scope,
-    store: Store,
+    /// The store, or the verdict on its target.
+    store: Result<Store, String>,
     cas: Option<Cas>,
     _server: Server,
 }
@@ -131,11 +132,24 @@ impl Process {
         let arena = Process::arena()?;
         let options =
             OpenOptions { cluster: Some(CLUSTER), limits: self.site.store.clone(), ..OpenOptions::default() };
-        let store = Store::open(ctx.clone(), self.regions(&scope), arena, options).await?;
-        let served = Target::open(row.target, row.name.clone(), "sim", store.clone());
+        let store = match Store::open(ctx.clone(), self.regions(&scope), arena, options).await {
+            Ok(store) => Ok(store),
+            // As in the product: the process serves its other targets, and says what is wrong with this one.
+            Err(error) if self.number > 0 && self.faults().total() > 0 => Err(error.to_string()),
+            Err(error) => {
+                scope.kill();
+                return Err(error.into());
+            }
+        };
+        let served = match &store {
+            Ok(store) => Target::open(row.target, row.name.clone(), "sim", store.clone()),
+            Err(why) => Target::failed(row.target, row.name.clone(), "sim", why.clone()),
+        };
         let ios = Ios::new(&ctx, [served], cobalt_ios::Limits::default());
-        let cas = match self.number {
-            0 => Some(Cas::start(ctx.clone(), store.ctg(), row.name, Rc::new(SoleReplica)).await?),
+        let cas = match (&store, self.number) {
+            (Ok(store), 0) => {
+                Some(Cas::start(ctx.clone(), store.ctg(), row.name, Rc::new(SoleReplica)).await?)
+            }
             _ => None,
         };
         if let Some(cas) = &cas {
@@ -161,7 +175,7 @@ impl Process {
     /// # Errors
     /// [`StartError`].
     pub async fn fsck(&self) -> Result<FsckReport, StartError> {
-        assert!(self.store().is_none(), "fsck is for targets that are not in use");
+        assert!(!self.is_running(), "fsck is for targets that are not in use");
         let scope = self.site.ctx.scope();
         let options = FsckOptions { data: true, limits: self.site.store.clone(), ..FsckOptions::default() };
         let report = fsck(&scope.ctx(), &self.regions(&scope), &Process::arena()?, &options).await?;
@@ -185,7 +199,24 @@ impl Process {
 
     /// The store while it runs.
     pub fn store(&self) -> Option<Store> {
-        self.running.borrow().as_ref().map(|running| running.store.clone())
+        self.running.borrow().as_ref().and_then(|running| running.store.clone().ok())
+    }
+
+    /// Why it serves no store, while it runs.
+    pub fn verdict(&self) -> Option<String> {
+        self.running.borrow().as_ref().and_then(|running| running.store.as_ref().err().cloned())
+    }
+
+    /// Whether it runs.
+    pub fn is_running(&self) -> bool {
+        self.running.borrow().is_some()
+    }
+
+    /// The faults of its disks so far.
+    pub fn faults(&self) -> FaultCounts {
+        let mut faults = self.meta.faults();
+        faults.add(&self.data.faults());
+        faults
     }
 
     /// The catalogue, where it runs.

@@ -3,162 +3,21 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
-use cobalt_base::{Fid, UnixMillis};
 use cobalt_client::{ClientError, Handle};
 use cobalt_reactor::{Ctx, JoinHandle, Step};
-use cobalt_rpc::proto::cas::{CasError, Command, Condition, Outcome};
-use cobalt_rpc::proto::record::{Body, BucketRecord, ObjectMeta, ObjectRecord};
+use cobalt_sim::history::{Book, Diligence, create_bucket, get, judge, patiently, put, reckon, writer};
 use cobalt_sim::{PROCESSES, SimCluster, SimOptions, simulate};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
-const SIZES: [usize; 8] = [0, 1, 4095, 4096, 65_537, 131_072, 200_000, 300_001];
 const KEYS: usize = 4;
 
-/// The bytes of a version: its number is in all of them, so that a mixture shows.
-fn content(version: u64, size: usize) -> Vec<u8> {
-    let mut rng = StdRng::seed_from_u64(version);
-    (0..size).map(|_| rng.random()).collect()
-}
-
-async fn put(
-    handle: &Handle,
-    bucket: &BucketRecord,
-    key: &str,
-    version: u64,
-    bytes: &[u8],
-) -> Result<(), ClientError> {
-    let mut stream = handle.put(Some(bytes.len() as u64)).await?;
-    for unit in bytes.chunks(stream.unit_size()) {
-        let mut buf = stream.buf().await;
-        buf[..unit.len()].copy_from_slice(unit);
-        buf.set_len(unit.len());
-        stream.write(buf).await?;
-    }
-    let stored = stream.finish().await?;
-    let (bucket, key, size) = (bucket.clone(), key.as_bytes().to_vec(), bytes.len() as u64);
-    let outcome = handle.publish(stored, move |body| Command::PutObject {
-        bucket: bucket.name,
-        bucket_id: bucket.id,
-        key,
-        record: ObjectRecord {
-            size,
-            modified: UnixMillis(0),
-            etag: version.to_string(),
-            body,
-            meta: ObjectMeta::default(),
-            checksums: Vec::new(),
-        },
-        condition: Condition::default(),
-    });
-    outcome.await.map(drop)
-}
-
-/// The version that is there now, with its bytes and the fid that holds them.
-async fn get(handle: &Handle, key: &str) -> Result<Option<(u64, Vec<u8>, Option<Fid>)>, ClientError> {
-    let object = match handle.open("b", key.as_bytes()).await {
-        Ok(object) => object,
-        Err(ClientError::Cas(CasError::NoSuchKey)) => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let record = object.record().clone();
-    let mut stream = object.read(0..record.size).await?;
-    let mut bytes = Vec::new();
-    while let Some(slice) = stream.next().await {
-        bytes.extend_from_slice(&slice?);
-    }
-    let fid = match record.body {
-        Body::Single(extent) => Some(extent.fid),
-        _ => None,
-    };
-    Ok(Some((record.etag.parse().unwrap(), bytes, fid)))
-}
-
-/// Repeats what a cluster that is coming up refuses.
-async fn patiently<T, F: Future<Output = Result<T, ClientError>>>(
-    ctx: &Ctx,
-    mut call: impl FnMut() -> F,
-) -> T {
-    for _ in 0..200 {
-        match call().await {
-            Ok(value) => return value,
-            Err(error) => tracing::info!(%error, "not yet"),
-        }
-        ctx.sleep(Duration::from_millis(200)).await;
-    }
-    call().await.expect("the cluster is up")
-}
-
-async fn create_bucket(ctx: &Ctx, handle: &Handle) -> BucketRecord {
-    let create = || Command::CreateBucket { name: "b".into(), owner: "me".into(), created: UnixMillis(0) };
-    match patiently(ctx, || handle.commit(create())).await {
-        Outcome::BucketCreated(bucket) => bucket,
-        other => panic!("{other:?}"),
-    }
-}
-
-/// What the writers know: per key the versions that were begun, and the last one that was acknowledged.
-#[derive(Clone, Default)]
-struct Book {
-    begun: BTreeMap<String, Vec<(u64, usize)>>,
-    acknowledged: BTreeMap<String, u64>,
-    acknowledgements: u64,
-    next: u64,
-}
-
-/// Writes its own keys, one version after the other, until a write fails or `rounds` are done.
-async fn writer(
-    handle: Handle,
-    bucket: BucketRecord,
-    key: String,
-    book: Rc<RefCell<Book>>,
-    seed: u64,
-    rounds: u64,
-) {
-    let mut rng = StdRng::seed_from_u64(seed);
-    for _ in 0..rounds {
-        let size = SIZES[rng.random_range(0..SIZES.len())];
-        let version = {
-            let mut book = book.borrow_mut();
-            book.next += 1;
-            let version = book.next;
-            book.begun.entry(key.clone()).or_default().push((version, size));
-            version
-        };
-        match put(&handle, &bucket, &key, version, &content(version, size)).await {
-            Ok(()) => {
-                let mut book = book.borrow_mut();
-                book.acknowledged.insert(key.clone(), version);
-                book.acknowledgements += 1;
-            }
-            Err(_) => return,
-        }
-    }
-}
-
-/// Reads every key and judges it by the book. Fids that are named.
-async fn judge(handle: &Handle, ctx: &Ctx, book: &Book) -> BTreeSet<Fid> {
-    let mut named = BTreeSet::new();
-    for (key, begun) in &book.begun {
-        let found = patiently(ctx, || get(handle, key)).await;
-        let acknowledged = book.acknowledged.get(key).copied();
-        let Some((version, bytes, fid)) = found else {
-            assert_eq!(acknowledged, None, "{key} was acknowledged and is gone");
-            continue;
-        };
-        assert!(
-            acknowledged.is_none_or(|acknowledged| version >= acknowledged),
-            "{key} fell back to {version}"
-        );
-        let (_, size) = begun.iter().find(|(v, _)| *v == version).expect("nobody wrote this version");
-        assert!(bytes == content(version, *size), "{key} is torn at version {version}");
-        named.extend(fid);
-    }
-    named
+/// A writer that writes so many versions, and stops at the first that fails.
+fn until_failure(rounds: u64) -> Diligence {
+    Diligence { rounds, persist: None }
 }
 
 /// What a run saw, so that a test of nothing shows.
@@ -202,7 +61,7 @@ fn run(seed: u64, step: Option<Step>) -> Seen {
         let ctx = cluster.ctx().clone();
         let mut rng = StdRng::seed_from_u64(seed ^ 0xc0ba);
         let mut handle = cluster.start_client();
-        let bucket = create_bucket(&ctx, &handle).await;
+        let bucket = create_bucket(&ctx, &handle).await.unwrap();
         let book = Rc::new(RefCell::new(Book::default()));
         let mut seen = Seen::default();
         for round in 0..2 {
@@ -222,8 +81,16 @@ fn run(seed: u64, step: Option<Step>) -> Seen {
             }
             let mut writers = Vec::new();
             for key in 0..KEYS {
-                let writer =
-                    writer(handle.clone(), bucket.clone(), format!("k{key}"), book.clone(), rng.random(), 20);
+                let (handle, bucket, book) = (handle.clone(), bucket.clone(), book.clone());
+                let writer = writer(
+                    ctx.clone(),
+                    handle,
+                    bucket,
+                    format!("k{key}"),
+                    book,
+                    rng.random(),
+                    until_failure(20),
+                );
                 writers.push(ctx.spawn(writer));
             }
             // A step that does not come is as good as any other moment.
@@ -245,20 +112,20 @@ fn run(seed: u64, step: Option<Step>) -> Seen {
                 handle = cluster.start_client();
             } else {
                 for writer in writers {
-                    writer.await;
+                    writer.await.unwrap();
                 }
                 // Let the client find out what became of its requests.
                 ctx.sleep(Duration::from_secs(30)).await;
             }
             let known = book.borrow().clone();
-            judge(&handle, &ctx, &known).await;
+            judge(&handle, &ctx, &known, false).await.unwrap();
             if client_dies {
                 seen.add(unanswered(&handle, &ctx, &before).await);
             }
-            cluster.log().note(&ctx, "judged", &[round, known.acknowledged.values().sum()]);
+            cluster.log().note(&ctx, "judged", &[round, known.acknowledgements]);
         }
         let known = book.borrow().clone();
-        reckon(&mut cluster, &ctx, &known).await;
+        reckon(&mut cluster, &ctx, &known, false, &[]).await.unwrap();
         seen.acknowledged = known.acknowledgements;
         Seen { hash: cluster.log().hash(), ..seen }
     })
@@ -267,40 +134,14 @@ fn run(seed: u64, step: Option<Step>) -> Seen {
 /// What became of the writes that had no answer when the power went.
 async fn unanswered(handle: &Handle, ctx: &Ctx, book: &Book) -> Seen {
     let mut seen = Seen::default();
-    for (key, begun) in &book.begun {
-        let Some((last, _)) = begun.last().filter(|(v, _)| Some(v) != book.acknowledged.get(key)) else {
-            continue;
-        };
-        let found = patiently(ctx, || get(handle, key)).await;
-        match found.is_some_and(|(version, ..)| version == *last) {
+    for (key, last) in book.unanswered() {
+        let found = patiently(ctx, || get(handle, &key)).await.unwrap();
+        match found.is_some_and(|read| read.version == last) {
             true => seen.there += 1,
             false => seen.absent += 1,
         }
     }
     seen
-}
-
-/// The last client goes and another comes: once the collector is idle, the targets hold what is named.
-async fn reckon(cluster: &mut SimCluster, ctx: &Ctx, book: &Book) {
-    let handle = cluster.start_client();
-    let named = judge(&handle, ctx, book).await;
-    let cas = cluster.processes()[0].cas().unwrap();
-    let mut waited = 0;
-    while !cas.collector_idle().await.unwrap() {
-        ctx.sleep(Duration::from_secs(1)).await;
-        waited += 1;
-        assert!(waited < 120, "the collector does not come to rest: {:?}", cas.status().await);
-    }
-    let mut all = BTreeSet::new();
-    for process in cluster.processes() {
-        let store = process.store().unwrap();
-        let cobs = store.cob_next(Fid::MIN, 1000).await.unwrap();
-        let held: BTreeSet<Fid> = cobs.into_iter().map(|(fid, _)| fid).collect();
-        assert!(held.is_subset(&named), "a target holds what nothing names: {held:?}, named is {named:?}");
-        all.extend(held);
-    }
-    // A small object has no unit on some target, but it has one somewhere.
-    assert_eq!(all, named);
 }
 
 #[test]
@@ -356,39 +197,43 @@ fn a_process_that_dies_takes_nothing_along() {
             let ctx = cluster.ctx().clone();
             let mut rng = StdRng::seed_from_u64(seed);
             let handle = cluster.start_client();
-            let bucket = create_bucket(&ctx, &handle).await;
+            let bucket = create_bucket(&ctx, &handle).await.unwrap();
             let book = Rc::new(RefCell::new(Book::default()));
             let mut writers = Vec::new();
             for key in 0..KEYS {
                 let (handle, bucket) = (handle.clone(), bucket.clone());
-                writers.push(ctx.spawn(writer(
+                let book = book.clone();
+                let writer = writer(
+                    ctx.clone(),
                     handle,
                     bucket,
                     format!("k{key}"),
-                    book.clone(),
+                    book,
                     rng.random(),
-                    50,
-                )));
+                    until_failure(50),
+                );
+                writers.push(ctx.spawn(writer));
             }
             ctx.sleep(Duration::from_micros(rng.random_range(0..60_000))).await;
             let victim = rng.random_range(0..PROCESSES);
             cluster.kill(victim);
             for writer in writers {
-                writer.await;
+                writer.await.unwrap();
             }
             if victim != 0 {
                 // The catalogue is there, and any two of three units make a group.
                 let known = book.borrow().clone();
-                judge(&handle, &ctx, &known).await;
+                judge(&handle, &ctx, &known, false).await.unwrap();
                 let refused = put(&handle, &bucket, "new", 0, b"x").await;
+                let refused = refused.map_err(|e| e.error);
                 assert!(matches!(refused, Err(ClientError::Unavailable { .. })), "{refused:?}");
             }
             cluster.start_all().await.unwrap();
             ctx.sleep(Duration::from_secs(30)).await;
             let known = book.borrow().clone();
-            judge(&handle, &ctx, &known).await;
+            judge(&handle, &ctx, &known, false).await.unwrap();
             put(&handle, &bucket, "new", 0, b"x").await.unwrap();
-            assert_eq!(get(&handle, "new").await.unwrap().unwrap().1, b"x");
+            assert_eq!(get(&handle, "new").await.unwrap().unwrap().bytes, b"x");
         });
     }
 }
