@@ -3,8 +3,8 @@
 //! seed do the same.
 
 mod disk;
-pub mod image;
 pub mod history;
+pub mod image;
 mod log;
 pub mod populate;
 mod process;

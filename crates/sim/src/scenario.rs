@@ -170,8 +170,9 @@ fn plan(kind: Kind, victim: usize, rng: &mut StdRng) -> Vec<DiskFaults> {
         hurt.into_iter().fold(FaultPlan::default(), |plan, fault| plan.with(fault, rate, budget))
     };
     let errors = |plan: FaultPlan, rate: u32| {
-        let errors = [Fault::ReadError, Fault::WriteError, Fault::FlushError, Fault::Death];
-        errors.into_iter().fold(plan, |plan, fault| plan.with(fault, rate, 4))
+        let errors = [Fault::ReadError, Fault::WriteError, Fault::FlushError];
+        let plan = errors.into_iter().fold(plan, |plan, fault| plan.with(fault, rate, 4));
+        plan.with(Fault::Death, rate / 10, 2)
     };
     let hang =
         |plan: FaultPlan, rate: u32| plan.with(Fault::Hang, rate, 3).hangs_up_to(Duration::from_secs(40));

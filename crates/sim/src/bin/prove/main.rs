@@ -4,6 +4,7 @@
 //! failed, how to run just that again, and ends with 1. Everything a run does follows from its seed.
 
 mod run;
+mod sim;
 
 use clap::{Parser, ValueEnum};
 use cobalt_base::canary::{Canary, plant_everywhere};
@@ -11,7 +12,10 @@ use run::{Counts, Failure, Run};
 use std::process::ExitCode;
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Layer {}
+enum Layer {
+    /// The cluster on disks that go wrong
+    Sim,
+}
 
 #[derive(Parser)]
 #[command(about = "Proves the store: crash states, models, damage, failing I/O, fuzz, canaries")]
@@ -30,6 +34,9 @@ fn main() -> ExitCode {
         plant_everywhere(canary);
     }
     let name = options.layer.to_possible_value().expect("no layer is hidden").get_name().to_owned();
-    let outcome: Result<Counts, Failure> = match options.layer {};
+    run::report_panics(&name, &options.run);
+    let outcome: Result<Counts, Failure> = match options.layer {
+        Layer::Sim => sim::run(&options.run),
+    };
     run::report(&name, &options.run, outcome)
 }

@@ -1,7 +1,9 @@
 //! What every layer gets and gives: a seed and a budget; counts, or a failure that can be run again.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 /// How to run a layer.
@@ -78,6 +80,39 @@ pub struct Failure {
     pub what: String,
 }
 
+thread_local! {
+    static CASE: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+static SEEN: AtomicU64 = AtomicU64::new(0);
+
+/// What this thread works on: a panic, which ends the program, says how to run it again.
+pub fn working_on(case: impl Into<String>) {
+    CASE.set(Some(case.into()));
+}
+
+/// States (runs, images, inputs: the layer's own unit) that were looked at since: how far a run came that fails.
+pub fn saw(states: u64) {
+    SEEN.fetch_add(states, Ordering::Relaxed);
+}
+
+fn again(name: &str, run: &Run, case: &str) {
+    let (after, seed) = (SEEN.load(Ordering::Relaxed), run.seed);
+    println!("prove {name}: FAILED after={after} seed={seed}");
+    println!("again: prove {name} --seed {seed} --case '{case}'");
+}
+
+/// From now on a panic of the layer prints what [`report`] would have.
+pub fn report_panics(name: &str, run: &Run) {
+    let (name, run, inner) = (name.to_owned(), run.clone(), std::panic::take_hook());
+    std::panic::set_hook(Box::new(move |info| {
+        let payload = info.payload_as_str().unwrap_or("a panic");
+        let at = info.location().map(ToString::to_string).unwrap_or_default();
+        println!("panic at {at}: {payload}");
+        again(&name, &run, &CASE.take().unwrap_or_default());
+        inner(info);
+    }));
+}
+
 /// Prints a layer's line.
 pub fn report(name: &str, run: &Run, outcome: Result<Counts, Failure>) -> ExitCode {
     let seconds = run.start.elapsed().as_secs_f64();
@@ -88,8 +123,7 @@ pub fn report(name: &str, run: &Run, outcome: Result<Counts, Failure>) -> ExitCo
         }
         Err(Failure { case, what }) => {
             println!("{what}");
-            println!("prove {name}: FAILED seed={} ({seconds:.1} s)", run.seed);
-            println!("again: prove {name} --seed {} --case '{case}'", run.seed);
+            again(name, run, &case);
             ExitCode::FAILURE
         }
     }
