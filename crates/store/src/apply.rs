@@ -358,11 +358,15 @@ fn fence(stage: &Stage, session: SessionId, fx: &mut Effects) -> Result<(), Halt
 }
 
 fn drop_tombs(stage: &Stage, session: SessionId, rows: u32, fx: &mut Effects) -> Result<(), Halt> {
-    let from = fid_key(TOMB, Fid::new(session, 0));
+    let mut from = fid_key(TOMB, Fid::new(session, 0));
     for _ in 0..rows {
         let Some((key, _)) = stage.next(TreeId::Cob, &from)? else { return Ok(()) };
         match schema::key_fid(TOMB, &key) {
-            Some(fid) if fid.session == session => stage.delete(TreeId::Cob, key),
+            Some(fid) if fid.session == session => {
+                // Not from the start each time: what was dropped so far would be passed over again.
+                from = key.clone();
+                stage.delete(TreeId::Cob, key);
+            }
             _ => return Ok(()),
         }
     }

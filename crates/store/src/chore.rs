@@ -35,9 +35,14 @@ pub(crate) enum Chore {
 impl Core {
     /// Rows that one step of a delete may free, so that it finds room for the changed nodes.
     pub(crate) fn step_rows(&self) -> u32 {
+        self.rows_that_fit(CHANGES_PER_ROW).min(self.limits.free_step_rows)
+    }
+
+    /// Rows, each of so many changes in the trees, that one step may change now; at least one.
+    fn rows_that_fit(&self, changes_per_row: u64) -> u32 {
         let changes = self.forest.meta_free() / self.forest.blocks_per_op();
-        let rows = changes.saturating_sub(CHANGES_PER_STEP) / CHANGES_PER_ROW;
-        u32::try_from(rows).unwrap_or(u32::MAX).min(self.limits.free_step_rows).max(1)
+        let rows = changes.saturating_sub(CHANGES_PER_STEP) / changes_per_row;
+        u32::try_from(rows).unwrap_or(u32::MAX).max(1)
     }
 
     /// As `run_fixed`, for the target's own work, which may also run while it closes.
@@ -64,7 +69,10 @@ impl Core {
             };
             let intent = match chore {
                 Chore::Free(fid) => Intent::FreeStep { fid, rows: self.step_rows() },
-                Chore::Tombs(session) => Intent::DropTombs { session, rows: self.limits.fence_step_rows },
+                Chore::Tombs(session) => {
+                    let rows = self.rows_that_fit(1).min(self.limits.fence_step_rows);
+                    Intent::DropTombs { session, rows }
+                }
             };
             self.chore_running.set(true);
             let result = self.run_chore(TxClass::Delete, intent).await;

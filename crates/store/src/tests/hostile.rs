@@ -3,6 +3,8 @@
 
 use super::dev::TestDev;
 use super::rig::{CHUNK, META, Rig, fid, format_options, pattern, put, run};
+use crate::schema;
+use crate::tree::TreeId;
 use crate::{
     CobAttrs, CtgOp, DataStable, Limits, OpenOptions, Region, Regions, SealedTx, Store, StoreError, TxClass,
     format,
@@ -499,5 +501,30 @@ fn a_meta_region_full_of_cobs_can_be_emptied_by_many_at_once() {
             }
             count = 0;
         }
+    });
+}
+
+/// Found by ageing (seed 7): a step of the limit's size wanted more node blocks than there were, at every attempt.
+#[test]
+fn tombstones_of_a_fenced_session_go_in_steps_that_fit_the_meta_region() {
+    run(40, async |ctx| {
+        let limits = Limits { fence_step_rows: 100_000, ..Limits::tiny() };
+        let rig = Rig::with(&ctx, limits).await;
+        for counter in 0..400 {
+            rig.store.cob_delete(fid(1, counter)).await.unwrap();
+        }
+        rig.store.fence(SessionId(1)).await.unwrap();
+        let from = schema::fid_key(schema::TOMB, fid(1, 0));
+        let left = async || {
+            let row = rig.store.0.look(|stage| Ok(stage.next(TreeId::Cob, &from)?)).await.unwrap();
+            row.is_some_and(|(key, _)| schema::key_fid(schema::TOMB, &key).is_some())
+        };
+        for _ in 0..1_000 {
+            if !left().await {
+                return;
+            }
+            ctx.sleep(Duration::from_millis(1)).await;
+        }
+        panic!("the tombstones are still there");
     });
 }
