@@ -7,6 +7,7 @@
 
 use crate::apply::{Halt, Shape};
 use crate::error::StoreError;
+use crate::limits::{Limits, Placement};
 use crate::schema::{self, FREE};
 use crate::stage::Stage;
 use crate::tree::{Forest, MetaError, Miss, TreeId};
@@ -34,6 +35,7 @@ struct Group {
 pub(crate) struct Balloc {
     shape: Shape,
     loaded_max: usize,
+    placement: Placement,
     forest: Rc<Forest>,
     inner: RefCell<Inner>,
     /// Told when blocks become available.
@@ -77,11 +79,7 @@ pub(crate) struct ReadPin {
 
 impl Balloc {
     /// Reads the groups' summaries.
-    pub(crate) async fn open(
-        forest: Rc<Forest>,
-        shape: Shape,
-        loaded_max: usize,
-    ) -> Result<Balloc, MetaError> {
+    pub(crate) async fn open(forest: Rc<Forest>, shape: Shape, limits: &Limits) -> Result<Balloc, MetaError> {
         let mut inner = Inner::default();
         for group in 0..shape.groups() {
             inner.groups.push(Group { avail: shape.group(group).1, ..Group::default() });
@@ -102,7 +100,15 @@ impl Balloc {
         }
         inner.avail = inner.groups.iter().map(|g| g.avail).sum();
         let inner = RefCell::new(inner);
-        Ok(Balloc { shape, loaded_max, forest, inner, freed: Notify::default(), cursor: Cell::new(0) })
+        Ok(Balloc {
+            shape,
+            loaded_max: limits.groups_loaded,
+            placement: limits.placement,
+            forest,
+            inner,
+            freed: Notify::default(),
+            cursor: Cell::new(0),
+        })
     }
 
     /// Blocks (available, held or claimed); what is neither is mapped.
@@ -142,13 +148,18 @@ impl Balloc {
             self.freed.notified().await;
         };
         let reservation = Rc::new(Reservation { balloc: self.clone(), extents: RefCell::default() });
-        let mut goal = goal.unwrap_or(self.cursor.get());
+        let mut goal = match self.placement {
+            Placement::Goal => goal.unwrap_or(self.cursor.get()),
+            Placement::FirstFit => 0,
+        };
         while claim.blocks > 0 {
             let group = self.pick(goal, claim.blocks);
             self.load_group(group).await?;
             let Some(extent) = self.take(group, goal, claim.blocks) else { continue };
             claim.blocks -= u64::from(extent.blocks);
-            goal = extent.start + u64::from(extent.blocks);
+            if self.placement == Placement::Goal {
+                goal = extent.start + u64::from(extent.blocks);
+            }
             reservation.extents.borrow_mut().push(extent);
         }
         self.cursor.set(goal);

@@ -52,7 +52,7 @@ pub use fsck::{
     TOUCHED_MAX, Touched, fsck,
 };
 pub use geometry::Region;
-pub use limits::{Limits, META_ARENA};
+pub use limits::{Limits, META_ARENA, Placement};
 pub use options::{FormatOptions, OpenOptions};
 pub use region::Regions;
 pub use store::{Store, format};

@@ -6,6 +6,16 @@ use std::time::Duration;
 /// writes of a checkpoint in flight.
 pub const META_ARENA: u64 = 8 << 20;
 
+/// Where the allocator looks for blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Placement {
+    /// Behind the cob's last extent; a new cob behind what was written last, so that writes run on.
+    #[default]
+    Goal,
+    /// At the lowest free block: a sparse file grows no further than it must.
+    FirstFit,
+}
+
 /// Limits of one open target. Sizes in bytes unless the name says otherwise.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -40,6 +50,7 @@ pub struct Limits {
     pub fence_step_rows: u32,
     /// Allocation groups whose free extents are in memory.
     pub groups_loaded: usize,
+    pub placement: Placement,
     /// Reads in flight.
     pub reads: u64,
     /// How long a durable group waits for a follower before an empty record says that it is durable.
@@ -68,6 +79,7 @@ impl Default for Limits {
             free_step_rows: 256,
             fence_step_rows: 256,
             groups_loaded: 64,
+            placement: Placement::Goal,
             reads: 256,
             quiet: Duration::from_millis(10),
             trim: true,
@@ -95,6 +107,7 @@ impl Limits {
             free_step_rows: 2,
             fence_step_rows: 2,
             groups_loaded: 2,
+            placement: Placement::Goal,
             reads: 4,
             quiet: Duration::from_millis(10),
             trim: true,

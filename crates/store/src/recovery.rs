@@ -79,7 +79,7 @@ pub(crate) async fn recover(
         named: kept.named,
     };
     let journal = Journal::new(&regions.meta, arena, superblock.target, start, &options.limits).await;
-    let balloc = Balloc::open(forest.clone(), shape, options.limits.groups_loaded).await?;
+    let balloc = Balloc::open(forest.clone(), shape, &options.limits).await?;
     let chores = if options.read_only { VecDeque::new() } else { chore::unfinished(&forest).await? };
     Ok(Parts { forest, balloc, journal, superblock, shape, chores })
 }

@@ -3,6 +3,7 @@
 //! One layer a subcommand. Each prints one line, `prove LAYER: name=count ... seed=S (T s)`, and ends with 0; or says what
 //! failed, how to run just that again, and ends with 1. Everything a run does follows from its seed.
 
+mod ageing;
 mod run;
 mod sim;
 
@@ -15,6 +16,8 @@ use std::process::ExitCode;
 enum Layer {
     /// The cluster on disks that go wrong
     Sim,
+    /// A target worked to 95 % full and back, thousands of times
+    Ageing,
 }
 
 #[derive(Parser)]
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
     run::report_panics(&name, &options.run);
     let outcome: Result<Counts, Failure> = match options.layer {
         Layer::Sim => sim::run(&options.run),
+        Layer::Ageing => ageing::run(&options.run),
     };
     run::report(&name, &options.run, outcome)
 }
