@@ -3,6 +3,8 @@
 use super::report::{At, Touched};
 use super::{Check, FindingKind};
 use crate::error::OpenError;
+use crate::intent::{self, Intent};
+use crate::journal::record::Header;
 use crate::journal::scan::{self, Image, Kept, Stop};
 use crate::recovery;
 use crate::superblock::{Copy, Verdict};
@@ -14,9 +16,19 @@ use std::rc::Rc;
 pub(super) struct Journal(Option<(Image, Kept)>);
 
 impl Journal {
+    /// Records that change the trees: naming a superblock does not. One that cannot be read counts, so that redo says so.
+    fn changes(&self) -> u64 {
+        let Some((image, kept)) = &self.0 else { return 0 };
+        let changes = |header: &&Header| match intent::decode(&image.payload(header), header.count, 0) {
+            Ok(txs) => txs.iter().flatten().any(|intent| !matches!(intent, Intent::Named { .. })),
+            Err(_) => true,
+        };
+        kept.records.iter().filter(changes).count() as u64
+    }
+
     /// Whether the trees change by it.
     pub fn redoes(&self) -> bool {
-        self.0.as_ref().is_some_and(|(_, kept)| kept.records.iter().any(|record| record.count > 0))
+        self.changes() > 0
     }
 }
 
@@ -81,7 +93,8 @@ impl Check<'_> {
         let meter = self.meter.clone();
         let checkpoint = Source::checkpoint(&self.regions.meta, self.arena, &self.superblock)
             .watched(Rc::new(move |bytes| meter.add(bytes)));
-        if !journal.redoes() {
+        let changes = journal.changes();
+        if changes == 0 {
             return checkpoint;
         }
         let Some((image, kept)) = journal.0 else { return checkpoint };
@@ -91,7 +104,7 @@ impl Check<'_> {
         }
         match self.redone(ctx, &image, &kept).await {
             Ok(forest) => {
-                self.report.redone = kept.records.iter().filter(|record| record.count > 0).count() as u64;
+                self.report.redone = changes;
                 checkpoint.redone(forest)
             }
             Err(error) => {

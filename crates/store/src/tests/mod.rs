@@ -5,6 +5,7 @@ mod rig;
 
 mod crash;
 mod damage;
+mod fsck;
 mod hostile;
 mod model;
 mod write_path;
