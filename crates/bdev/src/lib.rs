@@ -3,6 +3,7 @@
 //! a block device, memory, later an NVMe queue pair) is named by a URI.
 
 mod device;
+mod holder;
 mod mem;
 mod open;
 mod overlay;

@@ -1,6 +1,7 @@
 //! Opening a device by its URI: find, lock, measure, and put the best backend over it.
 
 use crate::device::{Bdev, Device};
+use crate::holder::Holder;
 use crate::mem::MemBdev;
 use crate::target::{Target, block_size, queue_attribute, volatile_cache};
 use crate::threads::{Threads, punch};
@@ -34,6 +35,10 @@ pub struct OpenMode {
     pub lock_wait: Duration,
     /// What drives it.
     pub engine: Engine,
+    /// Open for reading only. Nothing is written, and a read-only file or file system will do.
+    pub read_only: bool,
+    /// Do not wait while a living process holds it: only for one that was killed and is not quite gone.
+    pub refuse_living: bool,
 }
 
 /// What drives a file or block device.
@@ -45,9 +50,22 @@ pub enum Engine {
     Threads,
 }
 
+impl OpenMode {
+    /// For whoever only looks.
+    pub fn read_only() -> OpenMode {
+        OpenMode { read_only: true, refuse_living: true, ..OpenMode::default() }
+    }
+}
+
 impl Default for OpenMode {
     fn default() -> OpenMode {
-        OpenMode { create: false, lock_wait: Duration::from_secs(10), engine: Engine::Auto }
+        OpenMode {
+            create: false,
+            lock_wait: Duration::from_secs(10),
+            engine: Engine::Auto,
+            read_only: false,
+            refuse_living: false,
+        }
     }
 }
 
@@ -62,11 +80,13 @@ pub enum OpenError {
     Directory { path: PathBuf },
     #[error("{} is neither a file nor a block device", .path.display())]
     WrongKind { path: PathBuf },
-    #[error("{} may not be read and written by this user: change its owner or mode", .path.display())]
-    Permission { path: PathBuf },
+    #[error("{} may not be {} by this user: change its owner or mode", .path.display(), if *.read_only { "read" } else { "read and written" })]
+    Permission { path: PathBuf, read_only: bool },
+    #[error("{} lies on a file system that is mounted read-only: mount it for writing, or name another device", .path.display())]
+    ReadOnlyFileSystem { path: PathBuf },
     #[error("{} is held by {holder}: stop that, or name another device", .path.display())]
     Locked { path: PathBuf, holder: String },
-    #[error("{} has {len} bytes, and size={size} is asked for: correct the size, or remove the file if nothing in it is needed", .path.display())]
+    #[error("{} has {len} bytes, and size={size} is asked for: if it was cut short, restore it; else correct the size, or remove the file if nothing in it is needed", .path.display())]
     TooSmall { path: PathBuf, len: u64, size: ByteSize },
     #[error("{} is to be created without a size: add ?size=8GiB to its URI", .path.display())]
     SizeNeeded { path: PathBuf },
@@ -95,11 +115,23 @@ pub async fn open_uri(
     let bdev: Rc<dyn Bdev> = match &uri.kind {
         DeviceKind::Mem { size } => Rc::new(MemBdev::new(size.0)),
         DeviceKind::File { path, size, sparse } => {
-            let request = Request { path: path.clone(), size: *size, sparse: *sparse, create: mode.create };
+            let request = Request {
+                path: path.clone(),
+                size: *size,
+                sparse: *sparse,
+                create: mode.create,
+                read_only: mode.read_only,
+            };
             open_path(ctx, arena, request, mode).await?
         }
         DeviceKind::Uring { path } => {
-            let request = Request { path: path.clone(), size: None, sparse: true, create: false };
+            let request = Request {
+                path: path.clone(),
+                size: None,
+                sparse: true,
+                create: false,
+                read_only: mode.read_only,
+            };
             open_path(ctx, arena, request, mode).await?
         }
     };
@@ -114,6 +146,7 @@ struct Request {
     size: Option<ByteSize>,
     sparse: bool,
     create: bool,
+    read_only: bool,
 }
 
 struct Opened {
@@ -130,7 +163,7 @@ async fn open_path(
 ) -> Result<Rc<dyn Bdev>, OpenError> {
     let step = request.clone();
     let opened = ctx.blocking(move || step.open()).await?;
-    let opened = lock(ctx, &request.path, opened, mode.lock_wait).await?;
+    let opened = lock(ctx, &request.path, opened, mode).await?;
     let target = ctx.blocking(move || request.measure(opened)).await?;
     let (target, refusal) = match mode.engine {
         Engine::Threads => (target, "not asked for".to_owned()),
@@ -156,50 +189,48 @@ async fn open_path(
 
 /// Takes the exclusive lock of the very file description that the backend uses: while any of its I/O
 /// runs, even that of a killed process, nobody else gets in.
-async fn lock(ctx: &Ctx, path: &Path, opened: Opened, wait: Duration) -> Result<Opened, OpenError> {
-    let until = ctx.now() + wait;
+async fn lock(ctx: &Ctx, path: &Path, opened: Opened, mode: OpenMode) -> Result<Opened, OpenError> {
+    let until = ctx.now() + mode.lock_wait;
+    let mut opened = opened;
     loop {
         match opened.file.try_lock() {
             Ok(()) => return Ok(opened),
             Err(TryLockError::Error(source)) => {
                 return Err(OpenError::System { path: path.into(), what: "locking", source });
             }
-            Err(TryLockError::WouldBlock) if ctx.now() < until => ctx.sleep(LOCK_PAUSE).await,
+            Err(TryLockError::WouldBlock) if ctx.now() < until && !mode.refuse_living => {
+                ctx.sleep(LOCK_PAUSE).await;
+            }
             Err(TryLockError::WouldBlock) => {
-                let holder = ctx.blocking(move || holder(&opened.file)).await;
-                let holder = holder.unwrap_or_else(|| "another process".into());
+                let (same, holder) = ctx
+                    .blocking(move || {
+                        let holder = Holder::of(&opened.file).map(|holder| (holder.alive, holder.name()));
+                        (opened, holder)
+                    })
+                    .await;
+                opened = same;
+                let alive = holder.as_ref().is_some_and(|(alive, _)| *alive);
+                if ctx.now() < until && !alive {
+                    ctx.sleep(LOCK_PAUSE).await;
+                    continue;
+                }
+                let unknown = "another process, which this system does not name";
+                let holder = holder.map_or_else(|| unknown.to_owned(), |(_, name)| name);
                 return Err(OpenError::Locked { path: path.into(), holder });
             }
         }
     }
 }
 
-/// Who holds the lock, as far as /proc/locks tells: `process 4711 (cobalt)`.
-fn holder(file: &File) -> Option<String> {
-    let meta = file.metadata().ok()?;
-    let (major, minor) = (nix::sys::stat::major(meta.st_dev()), nix::sys::stat::minor(meta.st_dev()));
-    let inode = format!("{major:02x}:{minor:02x}:{}", meta.st_ino());
-    let locks = std::fs::read_to_string("/proc/locks").ok()?;
-    let pid = locks.lines().find_map(|line| {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let at = words.iter().position(|word| *word == inode)?;
-        let held = words.contains(&"FLOCK") && !words.contains(&"->");
-        words.get(at.checked_sub(1)?)?.parse::<i32>().ok().filter(|pid| held && *pid > 0)
-    })?;
-    Some(match std::fs::read_to_string(format!("/proc/{pid}/comm")) {
-        Ok(name) => format!("process {pid} ({})", name.trim()),
-        Err(_) => format!("process {pid}"),
-    })
-}
-
 impl Request {
     fn system(&self, what: &'static str) -> impl FnOnce(io::Error) -> OpenError {
-        let (path, create) = (self.path.clone(), self.create);
+        let (path, create, read_only) = (self.path.clone(), self.create, self.read_only);
         move |source| match source.raw_os_error() {
             Some(libc::ENOENT) if create => OpenError::NoDirectory { path },
             Some(libc::ENOENT) => OpenError::Missing { path },
             Some(libc::EISDIR) => OpenError::Directory { path },
-            Some(libc::EACCES | libc::EPERM | libc::EROFS) => OpenError::Permission { path },
+            Some(libc::EACCES | libc::EPERM) => OpenError::Permission { path, read_only },
+            Some(libc::EROFS) => OpenError::ReadOnlyFileSystem { path },
             _ => OpenError::System { path, what, source },
         }
     }
@@ -219,7 +250,7 @@ impl Request {
         }
         let open = |create: bool, flags: i32| {
             let mut options = OpenOptions::new();
-            options.read(true).write(true).create_new(create).mode(0o600);
+            options.read(true).write(!self.read_only).create_new(create).mode(0o600);
             options.custom_flags(flags).open(&self.path)
         };
         // Whoever makes the file takes it away again if it gets no room: nobody else's.
@@ -275,7 +306,8 @@ impl Request {
         let meta = file.metadata().map_err(self.system("examining"))?;
         // A hole in a file that was allocated whole would give its room away: only sparse ones have them.
         let punches = || punch(&file, len, SIZE_UNIT).is_ok(); // Beyond the end: asks, and changes nothing.
-        let deallocate = self.sparse && if kind.is_file() { punches() } else { zeroes_ranges(&meta) };
+        let deallocate =
+            self.sparse && !self.read_only && if kind.is_file() { punches() } else { zeroes_ranges(&meta) };
         let (block_size, volatile_cache) = (block_size(&meta), volatile_cache(&meta));
         Ok(Target { file, path, size, direct, block_size, volatile_cache, deallocate })
     }

@@ -15,8 +15,13 @@ use std::rc::Rc;
 use std::time::Duration;
 use tempfile::TempDir;
 
-const CREATE: OpenMode =
-    OpenMode { create: true, lock_wait: Duration::from_millis(200), engine: Engine::Auto };
+const CREATE: OpenMode = OpenMode {
+    create: true,
+    lock_wait: Duration::from_millis(200),
+    engine: Engine::Auto,
+    read_only: false,
+    refuse_living: false,
+};
 const OPEN: OpenMode = OpenMode { create: false, ..CREATE };
 
 struct Place {
@@ -346,5 +351,41 @@ fn a_block_device_reads_writes_and_says_what_it_is() {
         assert!(buf.iter().all(|b| *b == 7));
         let beyond = device.read(id.size, p.arena.try_alloc(512).unwrap()).await;
         assert!(matches!(beyond, Err(IoError::Invalid { .. })));
+    });
+}
+
+#[test]
+fn a_device_opened_for_reading_is_not_changed_and_needs_no_leave_to_write() {
+    at(|p| async move {
+        drop(p.open("file:{}/t0?size=1MiB&sparse=true", CREATE).await.unwrap());
+        let path = p.dir.path().join("t0");
+        let mut mode = std::fs::metadata(&path).unwrap().permissions();
+        mode.set_readonly(true);
+        std::fs::set_permissions(&path, mode).unwrap();
+        let before = std::fs::metadata(&path).unwrap().modified().unwrap();
+        for engine in [Engine::Auto, Engine::Threads] {
+            let look = OpenMode { engine, ..OpenMode::read_only() };
+            let device = p.open("file:{}/t0?size=1MiB&sparse=true", look).await.unwrap();
+            assert!(!device.identify().deallocate);
+            let buf = p.arena.alloc(4096).await;
+            assert!(device.read(0, buf).await.unwrap().iter().all(|b| *b == 0));
+            let mut buf = p.arena.alloc(4096).await;
+            buf.fill(1);
+            let refused = device.write(0, std::iter::once(buf.freeze()).collect(), false).await;
+            assert!(refused.is_err(), "{engine:?}");
+        }
+        assert_eq!(std::fs::metadata(&path).unwrap().modified().unwrap(), before);
+    });
+}
+
+#[test]
+fn whoever_only_looks_does_not_wait_for_a_living_holder() {
+    at(|p| async move {
+        let held = p.open("file:{}/t0?size=1MiB", CREATE).await.unwrap();
+        let began = p.ctx.now();
+        let error = p.fails("file:{}/t0?size=1MiB", OpenMode::read_only()).await;
+        assert!(p.ctx.now() - began < Duration::from_secs(5), "the lock's wait is 10 s");
+        assert!(error.contains(&format!("is held by process {} (", std::process::id())), "{error}");
+        drop(held);
     });
 }
