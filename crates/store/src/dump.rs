@@ -5,7 +5,7 @@ use crate::apply;
 use crate::cob::CobInfo;
 use crate::error::{OpenError, StoreError};
 use crate::intent::{self, Intent};
-use crate::journal::scan::Image;
+use crate::journal::reader::Reader;
 use crate::recovery;
 use crate::region::Regions;
 use crate::schema::{self, COB, COUNT_KEY, CobRow, DEAD, FENCE, FREE, MapRow, SUMMARY, TOMB};
@@ -13,7 +13,7 @@ use crate::store::{Store, info};
 use crate::superblock;
 use crate::tree::TreeId;
 use crate::tx::Extent;
-use cobalt_base::{Fid, Lsn, SessionId};
+use cobalt_base::{BLOCK_SIZE, Fid, Lsn, SessionId};
 use cobalt_dma::Arena;
 
 /// A journal record, by its place in the ring.
@@ -91,13 +91,15 @@ pub enum TreeRow {
 /// [`OpenError`] when no superblock says where the journal is, or the device does not answer.
 pub async fn dump_journal(regions: &Regions, arena: &Arena) -> Result<Vec<RecordRow>, OpenError> {
     let sb = recovery::choose(&superblock::read_all(&regions.meta, arena).await)?;
-    let (at, len) = (sb.geometry.journal_at(), sb.geometry.journal_len);
-    let image = Image::read(&regions.meta, arena, sb.target, at, len).await?;
+    let journal_at = sb.geometry.journal_at();
+    let mut reader = Reader::new(None, &regions.meta, arena, &sb);
     let mut rows = Vec::new();
-    for found in image.records() {
-        let header = found.header;
-        let decoded = match found.whole {
-            true => intent::decode(&image.payload(&header), header.count, at + header.offset).ok(),
+    let mut payload = Vec::new();
+    for block in 0..reader.len / BLOCK_SIZE {
+        let Some(header) = reader.header(block * BLOCK_SIZE).await? else { continue };
+        let whole = reader.payload(&header, &mut payload).await?;
+        let decoded = match whole {
+            true => intent::decode(&payload, header.count, journal_at + header.offset).ok(),
             false => None,
         };
         rows.push(RecordRow {
@@ -108,7 +110,7 @@ pub async fn dump_journal(regions: &Regions, arena: &Arena) -> Result<Vec<Record
             epoch: header.epoch,
             durable: Lsn(header.durable),
             named: header.named,
-            whole: found.whole,
+            whole,
             intents: decoded.unwrap_or_default().iter().flatten().map(line).collect(),
         });
     }

@@ -52,6 +52,7 @@ pub use fsck::{
     TOUCHED_MAX, Touched, fsck,
 };
 pub use geometry::Region;
+pub use journal::table as recovery_table;
 pub use limits::{Limits, META_ARENA, Placement};
 pub use options::{FormatOptions, OpenOptions};
 pub use region::Regions;

@@ -1,8 +1,8 @@
 //! Opening a target after whatever happened (architecture, section 5, "recovery").
 //!
-//! Flush first; take the highest valid superblock; let the journal confirm it; decide what of the journal
-//! counts; redo it with the code that applied it; then a superblock with a higher epoch is durable before
-//! anything else is written.
+//! Flush first; look at superblocks and journal; do what the table says of what was found
+//! ([`crate::journal::table`]); redo what counts with the code that applied it; then a superblock with a higher epoch is
+//! durable before anything else is written.
 
 use crate::alloc_rows::group_blocks;
 use crate::apply::{self, Effects, Halt, Shape};
@@ -10,21 +10,26 @@ use crate::balloc::Balloc;
 use crate::chore;
 use crate::error::OpenError;
 use crate::intent;
+use crate::journal::reader::Reader;
 use crate::journal::record::{self, Header};
 use crate::journal::ring::{Journal, Start};
-use crate::journal::scan::{self, Anchor, Image, Kept, Stop};
+use crate::journal::scan::{self, Anchor, Survey};
+use crate::journal::table::{self, Decision, Fact, TABLE};
 use crate::opening::Parts;
 use crate::options::OpenOptions;
 use crate::region::Regions;
 use crate::stage::Stage;
-use crate::superblock::{self, Copy, FORMAT_VERSION, Superblock, Verdict};
+use crate::superblock::{self, Choice, Copy, FORMAT_VERSION, Superblock};
 use crate::tree::{Forest, MetaError, TreeLimits};
 use cobalt_base::canary::{Canary, planted};
 use cobalt_base::{BLOCK_SIZE, Corrupt, Lsn};
+use cobalt_bdev::IoError;
 use cobalt_dma::Arena;
 use cobalt_reactor::Ctx;
 use std::collections::VecDeque;
+use std::fmt::Display;
 use std::rc::Rc;
+use uuid::Uuid;
 
 /// The chain that a target's first record carries.
 pub(crate) fn first_chain(target: uuid::Uuid) -> u64 {
@@ -52,31 +57,26 @@ pub(crate) async fn recover(
         regions.meta.flush().await?;
         regions.data.flush().await?;
     }
-    let sb = choose(&superblock::read_all(&regions.meta, arena).await)?;
-    fits(&sb, regions, options)?;
-    let (at, len) = (sb.geometry.journal_at(), sb.geometry.journal_len);
-    let image = Image::read(&regions.meta, arena, sb.target, at, len).await?;
-    let anchor = anchor_of(&sb);
-    let kept = scan::decide(anchor, len, &image.records()).map_err(|stop| verdict(stop, at))?;
-    if kept.dropped > 0 {
-        tracing::info!(records = kept.dropped, "dropped a torn journal tail: none of it was acknowledged");
+    let copies = superblock::read_all(&regions.meta, arena).await;
+    let (sb, survey) = judge(ctx, regions, arena, &copies, options.cluster).await.open()?;
+    if survey.beyond > 0 {
+        tracing::info!(records = survey.beyond, "dropped a torn journal tail: none of it was acknowledged");
     }
     let tree_limits = TreeLimits { cache_bytes: options.limits.node_cache, ..TreeLimits::default() };
     let forest = Rc::new(Forest::open(ctx, &regions.meta, arena, &sb, tree_limits).await?);
     let shape = shape_of(&sb, forest.entry_max());
-    for header in &kept.records {
-        redo(&forest, shape, &image, header, at).await?;
-    }
-    let superblock = if options.read_only { sb } else { mount(regions, arena, &sb, &kept).await? };
+    let mut reader = Reader::new(Some(ctx), &regions.meta, arena, &sb);
+    redo_all(&forest, shape, &mut reader, &sb, survey.used).await?;
+    let superblock = if options.read_only { sb.clone() } else { mount(regions, arena, &sb, &survey).await? };
     let start = Start {
-        at,
-        len,
-        tail: anchor.offset,
-        used: kept.used,
-        chain: kept.chain,
-        next_lsn: kept.next_lsn,
+        at: sb.geometry.journal_at(),
+        len: sb.geometry.journal_len,
+        tail: sb.journal.offset,
+        used: survey.used,
+        chain: survey.chain,
+        next_lsn: survey.next_lsn,
         epoch: superblock.mount_epoch,
-        named: kept.named,
+        named: survey.named,
     };
     let journal = Journal::new(&regions.meta, arena, superblock.target, start, &options.limits).await;
     let balloc = Balloc::open(forest.clone(), shape, &options.limits).await?;
@@ -84,98 +84,188 @@ pub(crate) async fn recover(
     Ok(Parts { forest, balloc, journal, superblock, shape, chores })
 }
 
-/// The superblock says where the journal's part begins.
-pub(crate) fn anchor_of(sb: &Superblock) -> Anchor {
-    Anchor {
-        offset: sb.journal.offset,
-        chain: sb.journal.chain,
-        checkpoint: sb.checkpoint_lsn.0,
-        generation: sb.generation,
-        epoch: sb.mount_epoch,
-        epoch_start: sb.epoch_start.0,
-    }
+/// What superblocks and journal look like, and the row of the table that this is.
+#[derive(Default)]
+pub(crate) struct Findings {
+    choice: Choice,
+    survey: Option<Survey>,
+    /// A read of the ring that failed.
+    ring_error: Option<IoError>,
+    /// The cluster that was asked for.
+    cluster: Option<Uuid>,
+    /// Blocks of the data region.
+    data_blocks: u64,
+    /// The row's index in [`TABLE`].
+    pub row: usize,
 }
 
-/// The highest valid superblock, or why there is none to trust.
-pub(crate) fn choose(copies: &[Copy]) -> Result<Superblock, OpenError> {
-    let mut best: Option<&Superblock> = None;
-    let mut damaged = None;
-    for copy in copies {
-        match &copy.verdict {
-            Verdict::Valid(sb) => {
-                if best.is_none_or(|b| b.generation < sb.generation) {
-                    best = Some(sb);
-                }
+/// Reads what a decision needs beside the superblock's copies. Nothing is written.
+pub(crate) async fn judge(
+    ctx: &Ctx,
+    regions: &Regions,
+    arena: &Arena,
+    copies: &[Copy],
+    cluster: Option<Uuid>,
+) -> Findings {
+    let choice = Choice::of(copies);
+    let data_blocks = regions.data.len / BLOCK_SIZE;
+    let mut findings = Findings { cluster, data_blocks, ..Findings::of(choice) };
+    let Some(sb) = findings.choice.best.clone() else { return findings };
+    let mut facts = (findings.choice.facts())
+        .with(Fact::Foreign, cluster.is_some_and(|expected| expected != sb.cluster))
+        .with(Fact::Misfit, data_blocks < sb.data_blocks);
+    if TABLE[table::index(facts)].then.opens() {
+        // One superblock says where the journal is: the questions about that are still open.
+        match scan::survey(&mut Reader::new(Some(ctx), &regions.meta, arena, &sb), Anchor::from(&sb)).await {
+            Ok(survey) => {
+                facts = survey.answer(facts);
+                findings.survey = Some(survey);
             }
-            Verdict::Newer(found) => {
-                return Err(OpenError::NewerFormat { found: *found, known: FORMAT_VERSION });
+            Err(error) => {
+                facts = facts.with(Fact::Unreadable, true);
+                findings.ring_error = Some(error);
             }
-            Verdict::ReadError(error) => {
-                return Err(OpenError::Device { why: format!("superblock copy at {:#x}: {error}", copy.at) });
-            }
-            Verdict::Corrupt(why) if !why.starts_with("magic") => damaged = Some((copy.at, why.clone())),
-            Verdict::Corrupt(_) | Verdict::Blank => {}
         }
     }
-    match (best, damaged) {
-        (Some(best), _) => Ok(best.clone()),
-        (None, Some((address, found))) => Err(OpenError::Damaged {
+    findings.row = table::index(facts);
+    findings
+}
+
+/// The superblock that a start would begin with, by the superblocks alone, or why there is none to trust.
+pub(crate) fn choose(copies: &[Copy]) -> Result<Superblock, OpenError> {
+    let findings = Findings::of(Choice::of(copies));
+    match &findings.choice.best {
+        Some(sb) if findings.decision().opens() => Ok(sb.clone()),
+        best => Err(findings.verdict(best.as_ref())),
+    }
+}
+
+impl Findings {
+    fn of(choice: Choice) -> Findings {
+        let row = table::index(choice.facts());
+        Findings { choice, row, ..Findings::default() }
+    }
+
+    /// The superblock, unless the verdict is about superblocks or regions: then nothing says where anything is.
+    pub(crate) fn superblock(&self) -> Result<Superblock, OpenError> {
+        match &self.choice.best {
+            Some(sb) if self.survey.is_some() || self.ring_error.is_some() => Ok(sb.clone()),
+            best => Err(self.verdict(best.as_ref())),
+        }
+    }
+
+    /// What the journal holds, unless it could not be read.
+    pub(crate) fn survey(&self) -> Option<Survey> {
+        self.survey
+    }
+
+    /// What the table says is done.
+    pub(crate) fn decision(&self) -> Decision {
+        TABLE[self.row].then
+    }
+
+    /// The superblock to start from, and what of the journal counts, or the verdict.
+    pub(crate) fn open(&self) -> Result<(Superblock, Survey), OpenError> {
+        match (&self.choice.best, self.survey) {
+            (Some(sb), Some(survey)) if self.decision().opens() => Ok((sb.clone(), survey)),
+            (best, _) => Err(self.verdict(best.as_ref())),
+        }
+    }
+
+    fn verdict(&self, best: Option<&Superblock>) -> OpenError {
+        let copy = |at: u64, why: &dyn Display| format!("superblock copy at {at:#x}: {why}");
+        let superblock = |address: u64, expected: String, found: String| OpenError::Damaged {
             what: "superblock".into(),
             address,
-            expected: "one valid copy at least".into(),
+            expected,
             found,
-        }),
-        (None, None) => Err(OpenError::NotFormatted { why: "no superblock in any of its places".into() }),
+        };
+        let journal = |at: u64, expected: String, found: String| {
+            let address = best.map_or(0, |sb| sb.geometry.journal_at()) + at;
+            OpenError::Damaged { what: "journal".into(), address, expected, found }
+        };
+        let Choice { unreadable, newer, hurt, other, .. } = &self.choice;
+        let survey = self.survey.unwrap_or_else(|| Survey::new(Anchor::default(), 0));
+        match (self.decision(), best) {
+            (Decision::StopUnreadable, _) => match (unreadable, &self.ring_error) {
+                (Some((at, error)), _) => OpenError::Device { why: copy(*at, error) },
+                (None, Some(error)) => OpenError::Device { why: format!("journal: {error}") },
+                (None, None) => OpenError::Device { why: "no answer".into() },
+            },
+            (Decision::StopNewer, _) => {
+                OpenError::NewerFormat { found: newer.unwrap_or_default(), known: FORMAT_VERSION }
+            }
+            (Decision::StopNoSuperblock, _) => {
+                let (at, why) = hurt.clone().unwrap_or_default();
+                superblock(at, "one valid copy at least".into(), why)
+            }
+            (Decision::StopTwoTargets, Some(sb)) => {
+                let (at, target) = other.unwrap_or_default();
+                superblock(at, format!("target {} in all copies", sb.target), format!("target {target}"))
+            }
+            (Decision::StopForeignCluster, Some(sb)) => {
+                OpenError::ForeignCluster { expected: self.cluster.unwrap_or_default(), found: sb.cluster }
+            }
+            (Decision::StopWrongRegions, Some(sb)) => {
+                let (have, want) = (self.data_blocks, sb.data_blocks);
+                let why = format!("the data region has {have} blocks, it was formatted with {want}");
+                OpenError::WrongRegions { why }
+            }
+            (Decision::StopOldSuperblock, Some(sb)) => superblock(
+                0,
+                format!("generation {}, which the journal names", survey.named_anywhere),
+                format!("generation {} at best", sb.generation),
+            ),
+            (Decision::StopLost, Some(_)) => journal(
+                survey.end(),
+                format!("records up to lsn {}, which were durable", survey.floor),
+                format!("good records up to lsn {} only", survey.next_lsn - 1),
+            ),
+            (Decision::StopUnnamed, Some(_)) => {
+                journal(0, "a record that names a superblock".into(), "none".into())
+            }
+            _ => OpenError::NotFormatted { why: "no superblock in any of its places".into() },
+        }
     }
 }
 
-pub(crate) fn fits(sb: &Superblock, regions: &Regions, options: &OpenOptions) -> Result<(), OpenError> {
-    if let Some(expected) = options.cluster
-        && expected != sb.cluster
-    {
-        return Err(OpenError::ForeignCluster { expected, found: sb.cluster });
-    }
-    let have = regions.data.len / BLOCK_SIZE;
-    if have < sb.data_blocks {
-        let why = format!("the data region has {have} blocks, it was formatted with {}", sb.data_blocks);
-        return Err(OpenError::WrongRegions { why });
+/// Redoes the good records, read once more from the ring.
+pub(crate) async fn redo_all(
+    forest: &Rc<Forest>,
+    shape: Shape,
+    reader: &mut Reader<'_>,
+    sb: &Superblock,
+    used: u64,
+) -> Result<(), OpenError> {
+    let journal_at = sb.geometry.journal_at();
+    let mut survey = Survey::new(Anchor::from(sb), reader.len);
+    let mut payload = Vec::new();
+    while survey.used < used {
+        let offset = survey.end();
+        let header = reader.header(offset).await?;
+        let header = match header {
+            Some(header) if reader.payload(&header, &mut payload).await? && survey.follow(&header, true) => {
+                header
+            }
+            _ => {
+                return Err(Corrupt::new("journal", journal_at + offset, "it changed under the start").into());
+            }
+        };
+        redo(forest, shape, &payload, &header, journal_at).await?;
     }
     Ok(())
-}
-
-pub(crate) fn verdict(stop: Stop, journal_at: u64) -> OpenError {
-    let damaged = |address: u64, expected: String, found: String| OpenError::Damaged {
-        what: "journal".into(),
-        address,
-        expected,
-        found,
-    };
-    match stop {
-        Stop::Lost { floor, have, at } => damaged(
-            journal_at + at,
-            format!("records up to lsn {floor}, which were durable"),
-            format!("good records up to lsn {have} only"),
-        ),
-        Stop::OldSuperblock { named, have } => OpenError::Damaged {
-            what: "superblock".into(),
-            address: 0,
-            expected: format!("generation {named}, which the journal names"),
-            found: format!("generation {have} at best"),
-        },
-        Stop::Unnamed => damaged(journal_at, "a record that names a superblock".into(), "none".into()),
-    }
 }
 
 /// Redoes one record.
 pub(crate) async fn redo(
     forest: &Rc<Forest>,
     shape: Shape,
-    image: &Image,
+    payload: &[u8],
     header: &Header,
     journal_at: u64,
 ) -> Result<(), OpenError> {
     let address = journal_at + header.offset;
-    let txs = intent::decode(&image.payload(header), header.count, address)?;
+    let txs = intent::decode(payload, header.count, address)?;
     let _epoch = forest.epoch();
     let stage = Stage::new(forest.clone());
     for (i, intents) in txs.iter().enumerate() {
@@ -211,7 +301,7 @@ async fn mount(
     regions: &Regions,
     arena: &Arena,
     sb: &Superblock,
-    kept: &Kept,
+    kept: &Survey,
 ) -> Result<Superblock, MetaError> {
     let next = Superblock {
         generation: sb.generation + 1,

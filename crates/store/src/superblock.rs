@@ -5,6 +5,7 @@
 //! newest is not for it to say: the journal names each generation, and recovery compares.
 
 use crate::geometry::{COPIES, Geometry, Region, SLOTS};
+use crate::journal::table::{Fact, Facts};
 use crate::tree::{MetaError, NodeRef, Root};
 use cobalt_base::{BLOCK_SIZE, Lsn, checksum::xxh3};
 use cobalt_bdev::IoError;
@@ -170,6 +171,54 @@ pub async fn read_all(meta: &Region, arena: &Arena) -> Vec<Copy> {
         }
     }
     copies
+}
+
+/// What all copies say together.
+#[derive(Debug, Default)]
+pub(crate) struct Choice {
+    /// The valid one of the highest generation.
+    pub best: Option<Superblock>,
+    /// A copy that could not be read: where, and why.
+    pub unreadable: Option<(u64, IoError)>,
+    /// The format of a copy that a newer version wrote.
+    pub newer: Option<u32>,
+    /// A copy that begins as a superblock and fails a check: where, and which.
+    pub hurt: Option<(u64, String)>,
+    /// Another target that a valid copy belongs to: where, and which.
+    pub other: Option<(u64, Uuid)>,
+}
+
+impl Choice {
+    /// Looks through the copies.
+    pub(crate) fn of(copies: &[Copy]) -> Choice {
+        let mut choice = Choice::default();
+        for copy in copies {
+            match &copy.verdict {
+                Verdict::Valid(sb) => match &choice.best {
+                    Some(best) if best.target != sb.target => choice.other = Some((copy.at, sb.target)),
+                    Some(best) if best.generation >= sb.generation => {}
+                    _ => choice.best = Some(Superblock::clone(sb)),
+                },
+                Verdict::Newer(found) => choice.newer = Some(*found),
+                Verdict::ReadError(error) => choice.unreadable = Some((copy.at, error.clone())),
+                Verdict::Corrupt(why) if !why.starts_with("magic") => {
+                    choice.hurt = Some((copy.at, why.clone()));
+                }
+                Verdict::Corrupt(_) | Verdict::Blank => {}
+            }
+        }
+        choice
+    }
+
+    /// The answers to the table's questions about superblocks.
+    pub(crate) fn facts(&self) -> Facts {
+        Facts::default()
+            .with(Fact::Unreadable, self.unreadable.is_some())
+            .with(Fact::Newer, self.newer.is_some())
+            .with(Fact::Valid, self.best.is_some())
+            .with(Fact::Mixed, self.other.is_some())
+            .with(Fact::Hurt, self.hurt.is_some())
+    }
 }
 
 /// Writes all copies of the superblock's slot, then flushes. Durable when it returns.

@@ -27,7 +27,6 @@ pub use report::{At, FINDINGS_MAX, Finding, FsckReport, LostKeys, Side, TOUCHED_
 use crate::apply::Shape;
 use crate::error::OpenError;
 use crate::limits::Limits;
-use crate::options::OpenOptions;
 use crate::recovery;
 use crate::region::Regions;
 use crate::schema;
@@ -66,11 +65,10 @@ pub async fn fsck(
     options: &FsckOptions,
 ) -> Result<FsckReport, OpenError> {
     let copies = superblock::read_all(&regions.meta, arena).await;
-    let newest = recovery::choose(&copies)?;
-    recovery::fits(&newest, regions, &OpenOptions::default())?;
-    let mut check = Check::new(regions, arena, options, newest);
+    let findings = recovery::judge(ctx, regions, arena, &copies, None).await;
+    let mut check = Check::new(regions, arena, options, findings.superblock()?);
     check.copies(&copies);
-    let Some(journal) = check.journal().await else { return Ok(check.report) };
+    let Some(journal) = check.journal(&findings) else { return Ok(check.report) };
     let whole = check.structure(journal.redoes()).await;
     let source = check.redo(ctx, journal, whole).await;
     if check.report.redone > 0 {

@@ -3,32 +3,22 @@
 use super::report::{At, Touched};
 use super::{Check, FindingKind};
 use crate::error::OpenError;
-use crate::intent::{self, Intent};
-use crate::journal::record::Header;
-use crate::journal::scan::{self, Image, Kept, Stop};
-use crate::recovery;
+use crate::journal::reader::Reader;
+use crate::journal::scan::Survey;
+use crate::journal::table::Decision;
+use crate::recovery::{self, Findings};
 use crate::superblock::{Copy, Verdict};
 use crate::tree::{Forest, Source, TreeLimits};
 use cobalt_reactor::Ctx;
 use std::rc::Rc;
 
 /// The journal, as far as it counts; none when only the checkpoint can be looked at.
-pub(super) struct Journal(Option<(Image, Kept)>);
+pub(super) struct Journal(Option<Survey>);
 
 impl Journal {
-    /// Records that change the trees: naming a superblock does not. One that cannot be read counts, so that redo says so.
-    fn changes(&self) -> u64 {
-        let Some((image, kept)) = &self.0 else { return 0 };
-        let changes = |header: &&Header| match intent::decode(&image.payload(header), header.count, 0) {
-            Ok(txs) => txs.iter().flatten().any(|intent| !matches!(intent, Intent::Named { .. })),
-            Err(_) => true,
-        };
-        kept.records.iter().filter(changes).count() as u64
-    }
-
     /// Whether the trees change by it.
     pub fn redoes(&self) -> bool {
-        self.changes() > 0
+        self.0.is_some_and(|survey| survey.changes > 0)
     }
 }
 
@@ -54,37 +44,27 @@ impl Check<'_> {
         }
     }
 
-    /// Reads the journal and decides what of it counts. `None` when it says that the trees are not the last ones: nothing
-    /// else can be said of them.
-    pub(super) async fn journal(&mut self) -> Option<Journal> {
-        let geometry = self.superblock.geometry;
-        let (at, len) = (geometry.journal_at(), geometry.journal_len);
+    /// What of the journal counts. `None` when it says that the trees are not the last ones: nothing else can be said
+    /// of them.
+    pub(super) fn journal(&mut self, findings: &Findings) -> Option<Journal> {
+        let (at, len) = (self.superblock.geometry.journal_at(), self.superblock.geometry.journal_len);
         self.meter.begin("journal", len);
-        let image = Image::read(&self.regions.meta, self.arena, self.superblock.target, at, len).await;
         self.meter.add(len);
-        let none = Touched::default();
-        let image = match image {
-            Ok(image) => image,
-            Err(error) => {
-                self.report.checkpoint_only = true;
-                let expected = "a journal that can be read";
-                self.add(FindingKind::JournalLost, Some(At::meta(at)), expected, error.to_string(), none);
-                return Some(Journal(None));
-            }
-        };
-        let stop = match scan::decide(recovery::anchor_of(&self.superblock), len, &image.records()) {
-            Ok(kept) => return Some(Journal(Some((image, kept)))),
-            Err(stop) => stop,
+        let kind = match findings.decision() {
+            Decision::Open | Decision::OpenDropTail => return Some(Journal(findings.survey())),
+            Decision::StopOldSuperblock => FindingKind::SuperblockLost,
+            Decision::StopUnnamed => FindingKind::JournalUnnamed,
+            _ => FindingKind::JournalLost,
         };
         self.report.checkpoint_only = true;
-        let kind = match &stop {
-            Stop::Lost { .. } => FindingKind::JournalLost,
-            Stop::OldSuperblock { .. } => FindingKind::SuperblockLost,
-            Stop::Unnamed => FindingKind::JournalUnnamed,
+        let (at, expected, found) = match findings.open().err() {
+            Some(OpenError::Damaged { address, expected, found, .. }) => (address, expected, found),
+            other => {
+                let found = other.map(|error| error.to_string()).unwrap_or_default();
+                (at, "a journal that can be read".into(), found)
+            }
         };
-        if let OpenError::Damaged { address, expected, found, .. } = recovery::verdict(stop, at) {
-            self.add(kind, Some(At::meta(address)), expected, found, none);
-        }
+        self.add(kind, Some(At::meta(at)), expected, found, Touched::default());
         (kind != FindingKind::SuperblockLost).then_some(Journal(None))
     }
 
@@ -93,18 +73,17 @@ impl Check<'_> {
         let meter = self.meter.clone();
         let checkpoint = Source::checkpoint(&self.regions.meta, self.arena, &self.superblock)
             .watched(Rc::new(move |bytes| meter.add(bytes)));
-        let changes = journal.changes();
-        if changes == 0 {
+        if !journal.redoes() {
             return checkpoint;
         }
-        let Some((image, kept)) = journal.0 else { return checkpoint };
+        let Some(survey) = journal.0 else { return checkpoint };
         if !bitmap_holds {
             self.report.checkpoint_only = true;
             return checkpoint;
         }
-        match self.redone(ctx, &image, &kept).await {
+        match self.redone(ctx, &survey).await {
             Ok(forest) => {
-                self.report.redone = changes;
+                self.report.redone = survey.changes;
                 checkpoint.redone(forest)
             }
             Err(error) => {
@@ -120,14 +99,12 @@ impl Check<'_> {
         }
     }
 
-    async fn redone(&self, ctx: &Ctx, image: &Image, kept: &Kept) -> Result<Rc<Forest>, OpenError> {
+    async fn redone(&self, ctx: &Ctx, survey: &Survey) -> Result<Rc<Forest>, OpenError> {
         let meta = &self.regions.meta;
         let limits = TreeLimits { cache_bytes: self.options.limits.node_cache, ..TreeLimits::default() };
         let forest = Rc::new(Forest::open(ctx, meta, self.arena, &self.superblock, limits).await?);
-        let journal_at = self.superblock.geometry.journal_at();
-        for header in &kept.records {
-            recovery::redo(&forest, self.shape, image, header, journal_at).await?;
-        }
+        let mut reader = Reader::new(Some(ctx), meta, self.arena, &self.superblock);
+        recovery::redo_all(&forest, self.shape, &mut reader, &self.superblock, survey.used).await?;
         Ok(forest)
     }
 }

@@ -6,6 +6,7 @@
 
 use crate::superblock::COUNT_MAX;
 use cobalt_base::{BLOCK_SIZE, Corrupt, checksum::xxh3};
+use cobalt_dma::BUF_MAX;
 use uuid::Uuid;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -43,6 +44,8 @@ pub(crate) struct Header {
 
 /// Size of the header on disk.
 pub(crate) const HEADER_LEN: usize = 128;
+/// Longest record, in bytes: what one buffer holds. It bounds what recovery has in memory.
+pub(crate) const RECORD_MAX: u64 = BUF_MAX as u64;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -142,8 +145,8 @@ impl Header {
         {
             return Err(bad("its lsns do not agree".into()));
         }
-        if header.record_len() > ring {
-            return Err(bad(format!("is longer ({} bytes) than the ring", header.record_len())));
+        if header.record_len() > ring.min(RECORD_MAX) {
+            return Err(bad(format!("is longer ({} bytes) than a record can be", header.record_len())));
         }
         Ok(header)
     }

@@ -1,17 +1,20 @@
-//! Reading the ring after a crash, and the decision what of it counts.
+//! What the ring holds after a crash, gathered record by record.
 //!
-//! The decision is one function over typed inputs, so that a test can run through all of them. It must
-//! never take the loss of acknowledged records for a torn tail, nor a torn tail for loss (I6).
+//! Good records are followed from the place that the superblock gives; then the rest of the ring is looked through for
+//! what its headers prove. The decision is the table's ([`crate::journal::table`]): it never takes the loss of
+//! acknowledged records for a torn tail, nor a torn tail for loss (I6). Nothing here grows with the ring.
 
-use crate::geometry::Region;
-use crate::journal::record::{self, HEADER_LEN, Header};
-use cobalt_base::{BLOCK_SIZE, checksum::xxh3};
+use crate::intent::{self, Intent};
+use crate::journal::reader::Reader;
+use crate::journal::record::Header;
+use crate::journal::table::{Fact, Facts};
+use crate::superblock::Superblock;
+use cobalt_base::BLOCK_SIZE;
+use cobalt_base::canary::{Canary, planted};
 use cobalt_bdev::IoError;
-use cobalt_dma::Arena;
-use uuid::Uuid;
 
 /// What the superblock says of the journal.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Anchor {
     /// Ring offset where redo starts.
     pub offset: u64,
@@ -22,164 +25,185 @@ pub(crate) struct Anchor {
     /// Generation of the superblock.
     pub generation: u64,
     pub epoch: u64,
-    /// Older epochs' records from here on are void.
+    /// Older epochs' records from here on are void; what is before was durable when the superblock was written.
     pub epoch_start: u64,
 }
 
-/// One whole record, at its place.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Found {
-    pub header: Header,
-    /// The payload's checksum holds.
-    pub whole: bool,
+impl From<&Superblock> for Anchor {
+    fn from(sb: &Superblock) -> Anchor {
+        Anchor {
+            offset: sb.journal.offset,
+            chain: sb.journal.chain,
+            checkpoint: sb.checkpoint_lsn.0,
+            generation: sb.generation,
+            epoch: sb.mount_epoch,
+            epoch_start: sb.epoch_start.0,
+        }
+    }
 }
 
-/// Why a target must not be opened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Stop {
-    /// Records up to `floor` were durable; the good ones end before, at ring offset `at`.
-    Lost { floor: u64, have: u64, at: u64 },
-    /// A kept record names a superblock that is not there.
-    OldSuperblock { named: u64, have: u64 },
-    /// No record names any superblock.
-    Unnamed,
-}
-
-/// What is kept.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Kept {
-    /// Records to redo, in order.
-    pub records: Vec<Header>,
-    /// Bytes from the anchor to the end of the last kept record.
+/// The ring as far as it was looked at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Survey {
+    anchor: Anchor,
+    ring: u64,
+    /// Bytes from the anchor to the end of the last good record.
     pub used: u64,
-    /// Checksum of the last kept header, or the anchor's.
+    /// Checksum of the last good header, or the anchor's.
     pub chain: u64,
+    /// The lsn after the good records.
     pub next_lsn: u64,
-    /// Highest generation that a kept record names.
+    /// Highest generation that a record which counts names.
     pub named: u64,
-    /// Highest epoch seen anywhere, kept or not.
+    /// Highest generation that any header names.
+    pub named_anywhere: u64,
+    /// Everything up to here was durable.
+    pub floor: u64,
+    /// Highest epoch seen anywhere, good or not.
     pub epoch: u64,
-    /// Headers beyond the end that were dropped.
-    pub dropped: usize,
+    /// Good records that change the trees: to name a superblock does not.
+    pub changes: u64,
+    /// Headers with transactions beyond the end.
+    pub beyond: u64,
 }
 
-/// Decides over all records found in the ring, by ring offset.
-pub(crate) fn decide(anchor: Anchor, ring: u64, found: &[Found]) -> Result<Kept, Stop> {
-    // An empty record that the last mount kept at the end of the older epoch has the lsn where the new one starts,
-    // and the new one's first record is chained to it.
-    let beyond = |h: &Header| h.first >= anchor.epoch_start + u64::from(h.count == 0);
-    let void = |h: &Header| h.epoch < anchor.epoch && beyond(h);
-    let at = |offset: u64| {
-        let i = found.binary_search_by_key(&offset, |f| f.header.offset).ok()?;
-        Some(&found[i])
-    };
-    let mut kept = Kept {
-        records: Vec::new(),
-        used: 0,
-        chain: anchor.chain,
-        next_lsn: anchor.checkpoint + 1,
-        named: 0,
-        epoch: anchor.epoch,
-        dropped: 0,
-    };
-    while let Some(record) = at((anchor.offset + kept.used) % ring) {
-        let header = &record.header;
-        let chained = header.chain == kept.chain && header.first == kept.next_lsn;
-        if !record.whole || !chained || void(header) || kept.used + header.record_len() > ring {
+impl Survey {
+    pub(crate) fn new(anchor: Anchor, ring: u64) -> Survey {
+        Survey {
+            anchor,
+            ring,
+            used: 0,
+            chain: anchor.chain,
+            next_lsn: anchor.checkpoint + 1,
+            named: 0,
+            named_anywhere: 0,
+            // The start that wrote the superblock flushed before it read what it kept.
+            floor: anchor.checkpoint.max(anchor.epoch_start.saturating_sub(1)),
+            epoch: anchor.epoch,
+            changes: 0,
+            beyond: 0,
+        }
+    }
+
+    /// Whether an older mount wrote it where a later one, which did not keep it, went on.
+    fn is_void(&self, header: &Header) -> bool {
+        // An empty record that the last mount kept at the end of the older epoch has the lsn where the new one starts,
+        // and the new one's first record is chained to it.
+        let beyond = header.first >= self.anchor.epoch_start + u64::from(header.count == 0);
+        header.epoch < self.anchor.epoch && beyond
+    }
+
+    /// The ring offset after the good records.
+    pub(crate) fn end(&self) -> u64 {
+        (self.anchor.offset + self.used).checked_rem(self.ring).unwrap_or(0)
+    }
+
+    /// Whether the record there is the next good one, if its payload is `whole`: then it counts.
+    pub(crate) fn follow(&mut self, header: &Header, whole: bool) -> bool {
+        let chained = header.chain == self.chain && header.first == self.next_lsn;
+        let fits = self.used + header.record_len() <= self.ring;
+        if !whole || !chained || !fits || self.is_void(header) {
+            return false;
+        }
+        self.used += header.record_len();
+        self.chain = header.sum;
+        self.next_lsn = header.next_lsn();
+        self.see(header);
+        true
+    }
+
+    /// Takes from a header what it proves; for those that are not good, after all good ones were followed.
+    pub(crate) fn see(&mut self, header: &Header) {
+        self.epoch = self.epoch.max(header.epoch);
+        // A superblock is durable before a record that names it is issued: whatever became of the record.
+        self.named_anywhere = self.named_anywhere.max(header.named);
+        if !self.is_void(header) {
+            // Also a torn record says truly what was durable when it was issued.
+            if !planted(Canary::NoDurableLsn) {
+                self.floor = self.floor.max(header.durable);
+            }
+            if header.first <= self.anchor.checkpoint || header.next_lsn() <= self.next_lsn {
+                self.named = self.named.max(header.named);
+            }
+        }
+        if header.first >= self.next_lsn && header.count > 0 {
+            self.beyond += 1;
+        }
+    }
+
+    /// The answers to the table's questions about the journal, added to those about the superblock.
+    pub(crate) fn answer(&self, facts: Facts) -> Facts {
+        facts
+            .with(Fact::Ahead, self.named_anywhere > self.anchor.generation)
+            .with(Fact::Short, self.next_lsn - 1 < self.floor)
+            .with(Fact::Unnamed, self.named == 0)
+            .with(Fact::Beyond, self.beyond > 0)
+    }
+}
+
+/// Looks through the whole ring, once.
+///
+/// # Errors
+/// A read error stops recovery: what is there is unknown.
+pub(crate) async fn survey(reader: &mut Reader<'_>, anchor: Anchor) -> Result<Survey, IoError> {
+    let mut survey = Survey::new(anchor, reader.len);
+    let mut payload = Vec::new();
+    while survey.used < reader.len {
+        let Some(header) = reader.header(survey.end()).await? else { break };
+        let whole = reader.payload(&header, &mut payload).await?;
+        if !survey.follow(&header, whole) {
             break;
         }
-        kept.used += header.record_len();
-        kept.chain = header.sum;
-        kept.next_lsn = header.next_lsn();
-        kept.named = kept.named.max(header.named);
-        kept.records.push(*header);
+        survey.changes += u64::from(changes(&header, &payload));
     }
-    let mut floor = anchor.checkpoint;
-    for record in found {
-        let header = &record.header;
-        kept.epoch = kept.epoch.max(header.epoch);
-        if !void(header) {
-            // Also a torn record says truly what was durable when it was issued.
-            floor = floor.max(header.durable);
-            if header.first <= anchor.checkpoint || header.next_lsn() <= kept.next_lsn {
-                kept.named = kept.named.max(header.named);
-            }
-        }
-        if header.first >= kept.next_lsn && header.count > 0 {
-            kept.dropped += 1;
+    for at in (survey.used..reader.len).step_by(usize::try_from(BLOCK_SIZE).unwrap_or(usize::MAX)) {
+        if let Some(header) = reader.header((anchor.offset + at) % reader.len).await? {
+            survey.see(&header);
         }
     }
-    if kept.next_lsn - 1 < floor {
-        let end = (anchor.offset + kept.used) % ring;
-        return Err(Stop::Lost { floor, have: kept.next_lsn - 1, at: end });
-    }
-    match kept.named {
-        0 => Err(Stop::Unnamed),
-        named if named > anchor.generation => Err(Stop::OldSuperblock { named, have: anchor.generation }),
-        _ => Ok(kept),
-    }
+    Ok(survey)
 }
 
-/// The whole ring in memory, while recovery reads it.
-pub(crate) struct Image {
-    bytes: Vec<u8>,
-    target: Uuid,
+/// Whether a record changes the trees. One that cannot be read does, so that redo says so.
+fn changes(header: &Header, payload: &[u8]) -> bool {
+    payload.len() > NAMING_MAX
+        || intent::decode(payload, header.count, header.offset)
+            .map_or(true, |txs| txs.iter().flatten().any(|intent| !matches!(intent, Intent::Named { .. })))
 }
 
-impl Image {
-    /// Reads the ring.
-    ///
-    /// # Errors
-    /// A read error stops recovery: what is there is unknown.
-    pub(crate) async fn read(
-        meta: &Region,
-        arena: &Arena,
-        target: Uuid,
-        at: u64,
-        len: u64,
-    ) -> Result<Image, IoError> {
-        let most = u64::from(meta.device.identify().transfer_max).min(1 << 20) / BLOCK_SIZE * BLOCK_SIZE;
-        let mut bytes = Vec::with_capacity(len as usize);
-        while (bytes.len() as u64) < len {
-            let piece = most.max(BLOCK_SIZE).min(len - bytes.len() as u64);
-            let buf = arena.alloc(piece as usize).await;
-            let buf = meta.read(at + bytes.len() as u64, buf).await?;
-            bytes.extend_from_slice(&buf);
-        }
-        Ok(Image { bytes, target })
-    }
-
-    /// Every record whose header holds, by ring offset.
-    pub(crate) fn records(&self) -> Vec<Found> {
-        let ring = self.bytes.len() as u64;
-        let mut found = Vec::new();
-        for (i, block) in self.bytes.chunks_exact(BLOCK_SIZE as usize).enumerate() {
-            if let Ok(header) = Header::parse(block, self.target, i as u64 * BLOCK_SIZE, ring) {
-                let whole = xxh3(record::seed(self.target), &self.payload(&header)) == header.payload_sum;
-                found.push(Found { header, whole });
-            }
-        }
-        found
-    }
-
-    /// A record's payload, around the ring's end.
-    pub(crate) fn payload(&self, header: &Header) -> Vec<u8> {
-        let from = header.offset as usize + HEADER_LEN;
-        let len = header.payload_len as usize;
-        let mut out = Vec::with_capacity(len);
-        let first = self.bytes.get(from..(from + len).min(self.bytes.len())).unwrap_or_default();
-        out.extend_from_slice(first);
-        out.extend_from_slice(self.bytes.get(..len - out.len()).unwrap_or_default());
-        out
-    }
-}
+/// Longest payload of a record that only names a superblock, in bytes.
+const NAMING_MAX: usize = 32;
 
 #[cfg(test)]
 mod tests {
-    use super::{Anchor, Found, Stop, decide};
+    use super::{Anchor, Survey};
     use crate::journal::record::Header;
+    use crate::journal::table::{self, Decision, Fact, Facts, TABLE};
 
     const RING: u64 = 16 * 4096;
+
+    /// A record whose header holds, and whether its payload does.
+    #[derive(Clone)]
+    struct Found {
+        header: Header,
+        whole: bool,
+    }
+
+    /// Looks through records as a start does, and decides.
+    fn decide(anchor: Anchor, found: &[Found]) -> (Decision, Survey) {
+        let mut survey = Survey::new(anchor, RING);
+        let at = |offset: u64| found.iter().find(|f| f.header.offset == offset);
+        while let Some(next) = at(survey.end()).filter(|_| survey.used < RING) {
+            if !survey.follow(&next.header, next.whole) {
+                break;
+            }
+        }
+        for block in (survey.used..RING).step_by(4096) {
+            at((anchor.offset + block) % RING).iter().for_each(|f| survey.see(&f.header));
+        }
+        let facts = survey.answer(Facts::default().with(Fact::Valid, true));
+        (TABLE[table::index(facts)].then, survey)
+    }
 
     /// Records of one transaction each, lsns from 1 on; record n names generation 1 and is one block.
     fn ring(count: u64) -> Vec<Found> {
@@ -217,20 +241,16 @@ mod tests {
                     } else {
                         found.remove(hurt as usize - 1);
                     }
-                    let verdict = decide(anchor(), RING, &found);
+                    let (decision, survey) = decide(anchor(), &found);
                     // Any follower says that the hurt one was durable; alone at the end it is a torn tail.
                     if hurt == 1 && count == 1 {
-                        let unnamed = decide(anchor(), RING, &found);
-                        assert_eq!(unnamed, Err(Stop::Unnamed), "{torn}");
+                        assert_eq!(decision, Decision::StopUnnamed, "{torn}");
                     } else if hurt == count {
-                        let kept = verdict.expect("a torn tail");
-                        assert_eq!(kept.next_lsn, hurt);
+                        assert!(decision.opens(), "a torn tail");
+                        assert_eq!(survey.next_lsn, hurt);
                     } else {
-                        assert!(
-                            matches!(verdict, Err(Stop::Lost { floor, have, .. })
-                                if floor == count - 1 && have == hurt - 1),
-                            "{count} {hurt} {torn}: {verdict:?}"
-                        );
+                        assert_eq!(decision, Decision::StopLost, "{count} {hurt} {torn}");
+                        assert_eq!((survey.floor, survey.next_lsn), (count - 1, hurt));
                     }
                 }
             }
@@ -242,8 +262,18 @@ mod tests {
         let found = ring(5);
         // The mount after a crash kept lsn 1..=3 and started epoch 2 at lsn 4.
         let anchor = Anchor { epoch: 2, epoch_start: 4, ..anchor() };
-        let kept = decide(anchor, RING, &found).expect("void records are not loss");
-        assert_eq!((kept.next_lsn, kept.records.len(), kept.dropped), (4, 3, 2));
+        let (decision, kept) = decide(anchor, &found);
+        assert_eq!(decision, Decision::OpenDropTail, "void records are not loss");
+        assert_eq!((kept.next_lsn, kept.used, kept.beyond), (4, 3 * 4096, 2));
+    }
+
+    #[test]
+    fn what_the_last_start_kept_was_durable() {
+        // It kept lsn 1..=3 and its superblock became durable; nothing was written since. Record 3 rots.
+        let anchor = Anchor { epoch: 2, epoch_start: 4, ..anchor() };
+        let (decision, survey) = decide(anchor, &ring(2));
+        assert_eq!((decision, survey.floor), (Decision::StopLost, 3));
+        assert!(decide(anchor, &ring(3)).0.opens());
     }
 
     #[test]
@@ -255,8 +285,9 @@ mod tests {
         found[4].header.epoch = 2;
         found[4].header.durable = 3;
         let anchor = Anchor { epoch: 2, epoch_start: 4, ..anchor() };
-        let kept = decide(anchor, RING, &found).expect("the new epoch's record is chained to the empty one");
-        assert_eq!((kept.next_lsn, kept.records.len(), kept.dropped), (5, 5, 0));
+        let (decision, kept) = decide(anchor, &found);
+        assert_eq!(decision, Decision::Open, "the new epoch's record is chained to the empty one");
+        assert_eq!((kept.next_lsn, kept.used, kept.beyond), (5, 5 * 4096, 0));
     }
 
     #[test]
@@ -265,25 +296,32 @@ mod tests {
             let mut found = ring(5);
             // The write of the record was lost; what lies there is whole, and has the lsn and the place.
             found[hurt - 1].header.chain ^= 1;
-            let verdict = decide(anchor(), RING, &found);
-            let have = hurt as u64 - 1;
-            assert!(matches!(verdict, Err(Stop::Lost { floor: 4, have: h, .. }) if h == have), "{verdict:?}");
+            let (decision, survey) = decide(anchor(), &found);
+            assert_eq!(decision, Decision::StopLost);
+            assert_eq!((survey.floor, survey.next_lsn), (4, hurt as u64));
         }
         let mut found = ring(5);
         found[4].header.chain ^= 1;
-        assert_eq!(decide(anchor(), RING, &found).expect("nothing says that it was durable").next_lsn, 5);
+        let (decision, survey) = decide(anchor(), &found);
+        assert_eq!(decision, Decision::OpenDropTail, "nothing says that it was durable");
+        assert_eq!(survey.next_lsn, 5);
         let elsewhere = Anchor { chain: 99, ..anchor() };
-        assert!(decide(elsewhere, RING, &ring(5)).is_err());
+        assert!(!decide(elsewhere, &ring(5)).0.opens());
     }
 
     #[test]
-    fn an_older_superblock_than_a_kept_record_names_stops() {
+    fn an_older_superblock_than_any_record_names_stops() {
         let mut found = ring(4);
         found[2].header.named = 2;
         found[3].header.named = 2;
-        assert_eq!(decide(anchor(), RING, &found), Err(Stop::OldSuperblock { named: 2, have: 1 }));
+        assert_eq!(decide(anchor(), &found).0, Decision::StopOldSuperblock);
         let named = Anchor { generation: 2, ..anchor() };
-        assert!(decide(named, RING, &found).is_ok());
+        assert!(decide(named, &found).0.opens());
+        // The superblock is durable before the record that names it is issued: also one that is dropped tells.
+        found[2].header.named = 1;
+        found[3].whole = false;
+        assert_eq!(decide(anchor(), &found).0, Decision::StopOldSuperblock);
+        assert!(decide(named, &found).0.opens());
     }
 
     #[test]
@@ -291,7 +329,8 @@ mod tests {
         let mut found = ring(4);
         found.remove(1);
         let anchor = Anchor { offset: 2 * 4096, chain: 102, checkpoint: 2, ..anchor() };
-        let kept = decide(anchor, RING, &found).expect("record 2 is in the trees");
-        assert_eq!((kept.next_lsn, kept.records.len(), kept.named), (5, 2, 1));
+        let (decision, kept) = decide(anchor, &found);
+        assert_eq!(decision, Decision::Open, "record 2 is in the trees");
+        assert_eq!((kept.next_lsn, kept.used, kept.named), (5, 2 * 4096, 1));
     }
 }
