@@ -4,6 +4,7 @@
 //! failed, how to run just that again, and ends with 1. Everything a run does follows from its seed.
 
 mod ageing;
+mod crash;
 mod run;
 mod sim;
 
@@ -18,6 +19,8 @@ enum Layer {
     Sim,
     /// A target worked to 95 % full and back, thousands of times
     Ageing,
+    /// Every state that a crash may leave
+    Crash,
 }
 
 #[derive(Parser)]
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
     let outcome: Result<Counts, Failure> = match options.layer {
         Layer::Sim => sim::run(&options.run),
         Layer::Ageing => ageing::run(&options.run),
+        Layer::Crash => crash::run(&options.run),
     };
     run::report(&name, &options.run, outcome)
 }

@@ -1,0 +1,224 @@
+//! Crash points (layer 3): a workload on devices that write everything down, and every state that a crash at any moment of
+//! it may leave, mounted and held against what clients were told.
+//!
+//! A **boundary** lies between two events of the devices: a write, a flush or a deallocation was submitted, or complete.
+//! All are visited. The **states** of a boundary are choices among the writes that are not durable there: none of them, all,
+//! each one lost, each one kept alone, each torn at a sector, every subset of up to eight, samples above that. A state is
+//! mounted, checked, compared byte by byte; of some, clients go on working, close and open again; of some, the recovery is
+//! crashed at each of *its* boundaries. And at each boundary the process alone dies, its devices live on, and the power goes
+//! during or after the next start.
+//!
+//! A case is `seed/boundary:choice/boundary:choice...`: the second step is a crash within the recovery of the first.
+
+mod check;
+mod client;
+mod disk;
+mod explore;
+mod image;
+mod model;
+mod walk;
+mod workload;
+
+use crate::run::{Counts, Failure, Run, working_on};
+use check::Env;
+use cobalt_base::canary::{Canary, plant};
+use explore::{Explorer, Halt, Visits, replay};
+use std::sync::mpsc;
+use workload::Did;
+
+/// Distinct states of a run that is told nothing else.
+const STATES: u64 = 1_000_000;
+
+/// What to explore on this thread, workload after workload.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    pub seed: u64,
+    /// Planted in this thread meanwhile.
+    pub canary: Option<Canary>,
+    /// Ends after so many distinct states, also within a workload.
+    pub max_states: u64,
+}
+
+/// Explores until a state fails, or as many as asked for did not.
+///
+/// # Errors
+/// The counts up to the failure, and the failure.
+pub fn explore(config: &Config) -> Result<Counts, (Counts, Failure)> {
+    plant(config.canary);
+    let mut total = Total::default();
+    let mut env = None;
+    let mut result = Ok(());
+    for n in 0.. {
+        if total.visits.states >= config.max_states || result.is_err() {
+            break;
+        }
+        result = workload(&mut env, workload_seed(config.seed, n), config.max_states, &mut total);
+    }
+    plant(None);
+    match result {
+        Ok(()) => Ok(total.counts()),
+        Err(failure) => Err((total.counts(), failure)),
+    }
+}
+
+/// The layer.
+///
+/// # Errors
+/// The first state that failed.
+pub fn run(run: &Run) -> Result<Counts, Failure> {
+    if let Some(case) = &run.case {
+        return again(case);
+    }
+    let threads = run.threads.max(1) as u64;
+    let share = run.count.unwrap_or(STATES).div_ceil(threads);
+    let (done, results) = mpsc::channel();
+    for thread in 0..threads {
+        let (done, run) = (done.clone(), run.clone());
+        spawn(move || {
+            let mut total = Total::default();
+            let mut env = None;
+            for n in (thread..).step_by(threads as usize) {
+                if total.visits.states >= share {
+                    break;
+                }
+                let seed = workload_seed(run.seed, n);
+                let before = total;
+                if let Err(failure) = workload(&mut env, seed, u64::MAX, &mut total) {
+                    let _ = done.send(Err(failure));
+                    return;
+                }
+                if run.verbose {
+                    let (now, then) = (&total.visits, &before.visits);
+                    let (states, boundaries) = (now.states - then.states, now.boundaries - then.boundaries);
+                    println!("workload {seed:x}: {boundaries} boundaries, {states} states");
+                }
+            }
+            let _ = done.send(Ok(total));
+        });
+    }
+    drop(done);
+    let mut counts = Counts::default();
+    for result in results {
+        counts.merge(&result?.counts());
+    }
+    Ok(counts)
+}
+
+#[expect(clippy::disallowed_methods, reason = "workloads share nothing; each has a reactor on virtual time")]
+fn spawn(work: impl FnOnce() + Send + 'static) {
+    drop(std::thread::spawn(work));
+}
+
+fn workload_seed(seed: u64, n: u64) -> u64 {
+    (seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ n.wrapping_mul(0xd1b5_4a32_d192_ed03)).rotate_left(17) ^ n
+}
+
+/// One workload and all its states.
+fn workload(env: &mut Option<Env>, seed: u64, max_states: u64, total: &mut Total) -> Result<(), Failure> {
+    let shape = workload::shape(seed);
+    let env = match env {
+        Some(env) => {
+            *env = env.again(seed, shape);
+            &*env
+        }
+        None => env.insert(Env::new(seed, shape)),
+    };
+    working_on(format!("{seed:x}"));
+    let (recording, did) =
+        workload::record(env).map_err(|what| Failure { case: format!("{seed:x}"), what })?;
+    let mut explorer = Explorer::new(env.clone());
+    explorer.states_max = max_states - total.visits.states;
+    let result = explorer.explore(&recording, 0);
+    total.add(recording.tape.events.len() as u64 + 1, &did, &explorer.visits);
+    match result {
+        Ok(()) | Err(Halt::Enough) => Ok(()),
+        Err(Halt::Fault(fault)) => {
+            let states = total.visits.states;
+            Err(Failure { case: fault.case, what: format!("{} (state {states})", fault.what) })
+        }
+    }
+}
+
+fn again(case: &str) -> Result<Counts, Failure> {
+    let failure = |what| Failure { case: case.to_owned(), what };
+    let mut steps = case.split('/');
+    let seed = steps.next().unwrap_or_default();
+    let seed = u64::from_str_radix(seed, 16).map_err(|e| failure(format!("{seed:?}: {e}")))?;
+    working_on(case.to_owned());
+    let env = Env::new(seed, workload::shape(seed));
+    let (recording, _) = workload::record(&env).map_err(failure)?;
+    let steps: Vec<&str> = steps.collect();
+    replay(&env, recording, &steps).map_err(failure)?;
+    let mut counts = Counts::default();
+    counts.add("states", steps.len() as u64);
+    Ok(counts)
+}
+
+/// All that was done on one thread.
+#[derive(Clone, Copy, Debug, Default)]
+struct Total {
+    workloads: u64,
+    /// Of all workloads, visited or not.
+    boundaries: u64,
+    visits: Visits,
+    writes: u64,
+    checkpoints: u64,
+    wraps: u64,
+    full: u64,
+    deletes: u64,
+    conditions: u64,
+}
+
+impl Total {
+    fn add(&mut self, boundaries: u64, did: &Did, visits: &Visits) {
+        self.workloads += 1;
+        self.boundaries += boundaries;
+        self.writes += did.tally.writes;
+        self.checkpoints += did.checkpoints;
+        self.wraps += did.wraps();
+        self.full += did.tally.full;
+        self.deletes += did.tally.deletes;
+        self.conditions += did.tally.conditions;
+        let v = &mut self.visits;
+        v.states += visits.states;
+        v.pruned += visits.pruned;
+        v.boundaries += visits.boundaries;
+        v.recovery_boundaries += visits.recovery_boundaries;
+        v.recoveries += visits.recoveries;
+        v.lives_on += visits.lives_on;
+        v.torn += visits.torn;
+        v.subsets += visits.subsets;
+        v.sampled += visits.sampled;
+        v.worked += visits.worked;
+        v.reopened += visits.reopened;
+    }
+
+    fn counts(&self) -> Counts {
+        let v = &self.visits;
+        let mut counts = Counts::default();
+        for (name, n) in [
+            ("states", v.states),
+            ("pruned", v.pruned),
+            ("boundaries", v.boundaries),
+            ("boundaries_of", self.boundaries),
+            ("recoveries", v.recoveries),
+            ("recovery_boundaries", v.recovery_boundaries),
+            ("lives_on", v.lives_on),
+            ("torn", v.torn),
+            ("subsets", v.subsets),
+            ("sampled", v.sampled),
+            ("worked", v.worked),
+            ("reopened", v.reopened),
+            ("workloads", self.workloads),
+            ("writes", self.writes),
+            ("checkpoints", self.checkpoints),
+            ("wraps", self.wraps),
+            ("full", self.full),
+            ("deletes", self.deletes),
+            ("conditions", self.conditions),
+        ] {
+            counts.add(name, n);
+        }
+        counts
+    }
+}

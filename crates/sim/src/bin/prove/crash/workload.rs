@@ -1,0 +1,245 @@
+//! The workload: several clients on one target so small that it fills, wraps and checkpoints all the time.
+
+use super::check::{Env, Recording, Start};
+use super::client::{Client, Tally};
+use super::disk::{Disk, Shape};
+use super::image::{Block, Image};
+use super::model::Lineage;
+use cobalt_base::{Fid, SessionId};
+use cobalt_reactor::{Ctx, Reactor};
+use cobalt_store::{CtgOp, FormatOptions, Store, format};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::rc::Rc;
+use uuid::Uuid;
+
+/// Blocks of the data region: the smallest that a target can have.
+const DATA_BLOCKS: u32 = 256;
+/// Bytes of the journal: the shortest.
+const JOURNAL: u64 = 64 << 10;
+
+/// What one workload did.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Did {
+    pub tally: Tally,
+    pub checkpoints: u64,
+    pub journal_bytes: u64,
+}
+
+impl Did {
+    pub fn wraps(&self) -> u64 {
+        self.journal_bytes / JOURNAL
+    }
+}
+
+pub fn shape(seed: u64) -> Shape {
+    let mut rng = StdRng::seed_from_u64(seed ^ 0x5_4a9e);
+    Shape {
+        meta_blocks: rng.random_range(96..128),
+        data_blocks: DATA_BLOCKS,
+        // Every fourth device has no cache.
+        volatile: seed % 4 != 3,
+    }
+}
+
+/// A target that nobody has opened yet.
+pub fn formatted(env: &Env) -> Image {
+    let zero = Block::filled(0);
+    let disk = Disk::new(vec![zero; (env.shape.meta_blocks + env.shape.data_blocks) as usize], None);
+    let reactor = Reactor::new_virtual(0).expect("an eventfd");
+    let (ctx, regions, arena, seed) = (reactor.ctx(), disk.regions(env.shape), env.arena.clone(), env.seed);
+    reactor.block_on(async move {
+        let options = FormatOptions {
+            node_size: 4096,
+            journal: Some(JOURNAL),
+            ..FormatOptions::new(Uuid::from_u128(u128::from(seed) << 64 | 1), Uuid::from_u128(2), "crash")
+        };
+        format(&ctx, &regions, &arena, &options).await.expect("an empty device is formatted");
+    });
+    drop(reactor);
+    Image::new(disk.pages.take())
+}
+
+/// Runs a workload from its seed to the end, on slow devices.
+///
+/// # Errors
+/// What was wrong before anything crashed.
+pub fn record(env: &Env) -> Result<(Recording, Did), String> {
+    let start = formatted(env);
+    let reactor = Reactor::new_virtual(env.seed).expect("an eventfd");
+    let ctx = reactor.ctx();
+    let disk = Disk::new(start.pages.clone(), Some((ctx.clone(), 40)));
+    let (env2, disk2) = (env.clone(), disk.clone());
+    let (client, did) = reactor.block_on(async move { play(&ctx, &env2, disk2).await })?;
+    drop(reactor);
+    if let Some(wrong) = client.wrong.take() {
+        return Err(wrong);
+    }
+    let (lineage, floors) = client.history.take().judge((Lineage::root(), 0))?;
+    drop(client);
+    let start = Start { durable: start, pending: Vec::new() };
+    Ok((Recording { start, tape: disk.tape.take(), lineage: Rc::new(lineage), floors }, did))
+}
+
+async fn play(ctx: &Ctx, env: &Env, disk: Rc<Disk>) -> Result<(Client, Did), String> {
+    let regions = disk.regions(env.shape);
+    let store = Store::open(ctx.clone(), regions, env.arena.clone(), env.options())
+        .await
+        .map_err(|e| format!("opening a new target: {e}"))?;
+    let client = Client::new(store.clone(), env.arena.clone(), disk, 1);
+    let mut rng = StdRng::seed_from_u64(env.seed);
+    let clients = rng.random_range(2..5);
+    let fills = rng.random_range(0..4) == 0;
+    let mut tasks = Vec::new();
+    for n in 0..clients {
+        let script = Script {
+            client: client.clone(),
+            ctx: ctx.clone(),
+            rng: StdRng::seed_from_u64(rng.random()),
+            chunk: if rng.random_range(0..4) == 0 { 8192 } else { 4096 },
+        };
+        tasks.push(ctx.spawn(script.run(56 / clients, fills && n == 0)));
+    }
+    for task in tasks {
+        task.await;
+    }
+    store.close().await.map_err(|e| format!("closing: {e}"))?;
+    let counters = store.counters();
+    let did = Did {
+        tally: client.tally.get(),
+        checkpoints: counters.checkpoints,
+        journal_bytes: counters.journal_bytes,
+    };
+    Ok((client, did))
+}
+
+struct Script {
+    client: Client,
+    ctx: Ctx,
+    rng: StdRng,
+    chunk: u32,
+}
+
+impl Script {
+    async fn run(mut self, ops: u32, fills: bool) {
+        for n in 0..ops {
+            if fills && n == ops / 2 {
+                self.fill().await;
+            }
+            self.one().await;
+            if self.rng.random_range(0..4) == 0 {
+                self.ctx.sleep(std::time::Duration::from_micros(self.rng.random_range(1..2000))).await;
+            }
+            if self.rng.random_range(0..24) == 0 {
+                // Long enough for the empty record that says what is durable.
+                self.ctx.sleep(std::time::Duration::from_millis(12)).await;
+            }
+        }
+    }
+
+    /// Chunk sizes are a cob's own: cobs of different sizes have different names.
+    fn fid(&mut self) -> Fid {
+        let session = self.rng.random_range(1..4);
+        Fid::new(SessionId(session), u64::from(self.chunk / 4096 * 100) + self.rng.random_range(0..4))
+    }
+
+    async fn one(&mut self) {
+        let fid = self.fid();
+        let client = self.client.clone();
+        match self.rng.random_range(0..100) {
+            0..14 => {
+                let len = self.rng.random_range(1..9) * 512;
+                client.put(fid, self.chunk, self.rng.random_range(0..3), len.min(self.chunk)).await;
+            }
+            14..40 => {
+                let first = self.rng.random_range(0..4);
+                let len = self.rng.random_range(1..=6 * self.chunk);
+                client.put(fid, self.chunk, first, len).await;
+            }
+            40..50 => {
+                // Two at once on the same range.
+                let first = self.rng.random_range(0..2);
+                let (a, b) = (self.rng.random_range(1..4), self.rng.random_range(1..4));
+                let chunk = self.chunk;
+                let one = client.put(fid, chunk, first, a * chunk);
+                let other = client.put(fid, chunk, first, b * chunk);
+                futures::future::join(one, other).await;
+            }
+            50..56 => client.delete(fid).await,
+            56..58 => client.fence(SessionId(self.rng.random_range(3..5))).await,
+            58..64 => {
+                let first = self.rng.random_range(0..3);
+                let count = self.rng.random_range(1..4);
+                client.read(fid, self.chunk, first..first + count, self.chunk).await;
+            }
+            64..68 => client.get(1, vec![b'k', self.rng.random_range(0..3)]).await,
+            68..92 => self.transaction().await,
+            _ => {
+                if let Err(error) = client.store.checkpoint().await {
+                    client.wrong(format!("a checkpoint: {error}"));
+                }
+            }
+        }
+    }
+
+    async fn transaction(&mut self) {
+        let hot = vec![b'k', self.rng.random_range(0..3)];
+        let mine = self.client.content();
+        let value = move |len: usize| -> Vec<u8> {
+            mine.to_le_bytes().into_iter().cycle().take(len.max(4)).collect()
+        };
+        let len = self.rng.random_range(4..700);
+        let kind = self.rng.random_range(0..4);
+        let key = vec![b'p', self.rng.random_range(0..24)];
+        self.client
+            .transact(move |view| {
+                let put = |key: &Vec<u8>, len| CtgOp::Put { ctg: 1, key: key.clone(), value: value(len) };
+                if kind == 0 {
+                    // No condition; two catalogues in one.
+                    let mut other = put(&key, len / 2);
+                    if let CtgOp::Put { ctg, .. } = &mut other {
+                        *ctg = 2;
+                    }
+                    return Ok((Vec::new(), vec![put(&key, len), other]));
+                }
+                let seen = view.get(1, &hot)?;
+                let ops = match (kind, &seen) {
+                    // Create if absent.
+                    (1, None) => vec![put(&hot, 8)],
+                    (1, Some(_)) => Vec::new(),
+                    // Take it away, and leave a trace.
+                    (2, Some(_)) => {
+                        vec![CtgOp::Delete { ctg: 1, key: hot.clone() }, put(&key, len)]
+                    }
+                    (2, None) => Vec::new(),
+                    // Replace, whatever it is, and say what it was.
+                    (_, _) => vec![put(&hot, len)],
+                };
+                Ok((vec![((1, hot.clone()), seen)], ops))
+            })
+            .await;
+    }
+
+    /// Until there is no room, then a little more, then room again.
+    async fn fill(&mut self) {
+        let client = self.client.clone();
+        let fids: Vec<Fid> = (0..12).map(|n| Fid::new(SessionId(8), n + 1)).collect();
+        let mut len = 128 << 10;
+        let mut used = 0;
+        for fid in &fids {
+            used += 1;
+            if !client.put(*fid, 4096, 0, len).await {
+                len /= 2;
+            }
+            if len < 4096 {
+                break;
+            }
+        }
+        for _ in 0..3 {
+            self.one().await;
+        }
+        for fid in &fids[..used] {
+            client.delete(*fid).await;
+        }
+    }
+}
