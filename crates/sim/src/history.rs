@@ -373,6 +373,11 @@ pub async fn reckon(
     except: &[usize],
 ) -> Result<Verdict, Wrong> {
     let handle = cluster.start_client();
+    // A change takes a session, and with it the one before is fenced: what that left behind is an orphan from now on.
+    let name = format!("after-{}", ctx.now().0);
+    let create = || Command::CreateBucket { name: name.clone(), owner: "me".into(), created: UnixMillis(0) };
+    let created = patiently(ctx, || handle.commit(create())).await;
+    created.map_err(|error| Wrong(format!("the next client cannot change anything: {error}")))?;
     let verdict = judge(&handle, ctx, book, may_be_damaged).await?;
     let wrong = |what: String| Err(Wrong(what));
     let Some(cas) = cluster.processes()[0].cas() else { return wrong("no catalogue runs".into()) };

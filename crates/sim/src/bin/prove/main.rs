@@ -39,6 +39,10 @@ fn main() -> ExitCode {
     if let Some(canary) = options.canary {
         plant_everywhere(canary);
     }
+    if options.run.verbose {
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        tracing_subscriber::fmt().with_env_filter(filter).without_time().with_writer(std::io::stderr).init();
+    }
     let name = options.layer.to_possible_value().expect("no layer is hidden").get_name().to_owned();
     run::report_panics(&name, &options.run);
     let outcome: Result<Counts, Failure> = match options.layer {

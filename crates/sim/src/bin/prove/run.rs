@@ -21,7 +21,7 @@ pub struct Run {
     /// Runs this case alone, as a failure names it
     #[arg(long)]
     pub case: Option<String>,
-    /// Says more
+    /// Says more on standard error: what `RUST_LOG` asks for
     #[arg(long, short)]
     pub verbose: bool,
     #[arg(skip = now())]
