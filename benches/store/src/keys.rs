@@ -40,6 +40,7 @@ impl Keys {
 
 fn fill(x: &mut u64, out: &mut Vec<u8>, len: usize) {
     out.clear();
+    out.reserve_exact(len.next_multiple_of(8));
     while out.len() < len {
         *x = mix(*x);
         out.extend_from_slice(&x.to_le_bytes());

@@ -75,7 +75,7 @@ pub(crate) fn run(
             Intent::Fence { session } => fence(stage, *session, fx)?,
             Intent::DropTombs { session, rows } => drop_tombs(stage, *session, *rows, fx)?,
             Intent::Ctg(CtgOp::Put { ctg, key, value }) => {
-                stage.put(TreeId::Ctg, schema::ctg_key(*ctg, key), value.clone());
+                stage.put(TreeId::Ctg, schema::ctg_key(*ctg, key), value);
             }
             Intent::Ctg(CtgOp::Delete { ctg, key }) => stage.delete(TreeId::Ctg, schema::ctg_key(*ctg, key)),
             Intent::Named { generation } => fx.named = *generation,

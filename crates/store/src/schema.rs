@@ -91,11 +91,14 @@ pub(crate) fn free_key(start: u64) -> Vec<u8> {
     key
 }
 
-pub(crate) fn ctg_key(ctg: u32, key: &[u8]) -> Vec<u8> {
-    let mut full = ctg.to_be_bytes().to_vec();
+pub(crate) fn ctg_key(ctg: u32, key: &[u8]) -> CtgKey {
+    let mut full = CtgKey::from_slice(&ctg.to_be_bytes());
     full.extend_from_slice(key);
     full
 }
+
+/// A key of the catalogue tree; most fit in it.
+pub(crate) type CtgKey = smallvec::SmallVec<[u8; 64]>;
 
 /// The fid in a key of the given kind.
 pub(crate) fn key_fid(kind: u8, key: &[u8]) -> Option<Fid> {

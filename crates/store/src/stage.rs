@@ -5,34 +5,31 @@
 //! in the group, when it takes its lsn. Redo runs the same code.
 
 use crate::tree::{Forest, Miss, TreeId};
+use smallvec::SmallVec;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::rc::Rc;
 
-type Changes = BTreeMap<(TreeRank, Vec<u8>), Option<Vec<u8>>>;
+/// A tree's place in the order in which changes are put in, then the key in that tree. Most keys fit in it.
+type Key = SmallVec<[u8; 48]>;
 
-/// A tree's place in the order in which changes are put in.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-struct TreeRank(u8);
-
-fn rank(tree: TreeId) -> TreeRank {
-    TreeRank(match tree {
-        TreeId::Cob => 0,
-        TreeId::Extmap => 1,
-        TreeId::Balloc => 2,
-        TreeId::Ctg => 3,
-    })
+fn key_in(tree: TreeId, key: &[u8]) -> Key {
+    let mut full = Key::new();
+    // The order of `TreeId::ALL`.
+    full.push(tree as u8);
+    full.extend_from_slice(key);
+    full
 }
 
-fn tree_of(rank: TreeRank) -> TreeId {
-    match rank.0 {
-        0 => TreeId::Cob,
-        1 => TreeId::Extmap,
-        2 => TreeId::Balloc,
-        _ => TreeId::Ctg,
-    }
+/// The tree and the key that `full` is made of.
+fn place_of(full: &Key) -> (TreeId, &[u8]) {
+    let (rank, key) = full.split_first().expect("a key on the stage begins with its tree");
+    (TreeId::ALL[usize::from(*rank)], key)
 }
+
+/// A value's place among the values of the stage; `None` is a delete.
+type Change = Option<(usize, usize)>;
 
 /// The trees with pending changes on top.
 pub(crate) struct Stage {
@@ -42,9 +39,20 @@ pub(crate) struct Stage {
 
 #[derive(Default)]
 struct Inner {
-    changes: Changes,
+    changes: BTreeMap<Key, Change>,
+    values: Vec<u8>,
     /// What each change since the savepoint replaced, newest last.
-    undo: Vec<((TreeRank, Vec<u8>), Option<Option<Vec<u8>>>)>,
+    undo: Vec<(Key, Option<Change>)>,
+    /// Bytes of `values` at the savepoint.
+    kept: usize,
+    /// What the forest had lost of that which was to stay, when the first change was touched.
+    lost: Option<u64>,
+}
+
+impl Inner {
+    fn value(&self, (from, until): (usize, usize)) -> &[u8] {
+        &self.values[from..until]
+    }
 }
 
 impl Stage {
@@ -53,26 +61,35 @@ impl Stage {
     }
 
     pub(crate) fn get(&self, tree: TreeId, key: &[u8]) -> Result<Option<Vec<u8>>, Miss> {
-        if let Some(change) = self.inner.borrow().changes.get(&(rank(tree), key.to_vec())) {
-            return Ok(change.clone());
+        let inner = self.inner.borrow();
+        if !inner.changes.is_empty()
+            && let Some(change) = inner.changes.get(&key_in(tree, key))
+        {
+            return Ok(change.map(|place| inner.value(place).to_vec()));
         }
         self.forest.get(tree, key)
     }
 
     /// The first entry with a key at or after `from`.
     pub(crate) fn next(&self, tree: TreeId, from: &[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>, Miss> {
+        if self.inner.borrow().changes.is_empty() {
+            return self.forest.next(tree, from);
+        }
         let mut from = from.to_vec();
         loop {
             let below = self.forest.next(tree, &from)?;
             let inner = self.inner.borrow();
-            let range = (Bound::Included((rank(tree), from.clone())), Bound::Unbounded);
-            let change = inner.changes.range(range).next().filter(|((r, _), _)| *r == rank(tree));
-            match (below, change) {
+            let range = (Bound::Included(key_in(tree, &from)), Bound::Unbounded);
+            let change = inner.changes.range(range).next().map(|(full, change)| (place_of(full), change));
+            match (below, change.filter(|((t, _), _)| *t == tree)) {
                 (below, None) => return Ok(below),
-                (Some(below), Some(((_, key), _))) if below.0 < *key => return Ok(Some(below)),
-                (_, Some(((_, key), Some(value)))) => return Ok(Some((key.clone(), value.clone()))),
+                (Some(below), Some(((_, key), _))) if below.0.as_slice() < key => return Ok(Some(below)),
+                (_, Some(((_, key), Some(place)))) => {
+                    return Ok(Some((key.to_vec(), inner.value(*place).to_vec())));
+                }
                 (_, Some(((_, key), None))) => {
-                    from.clone_from(key);
+                    from.clear();
+                    from.extend_from_slice(key);
                     from.push(0);
                 }
             }
@@ -81,16 +98,22 @@ impl Stage {
 
     /// The last entry with a key at or before `from`, among keys as long as `from`.
     pub(crate) fn prev(&self, tree: TreeId, from: &[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>, Miss> {
+        if self.inner.borrow().changes.is_empty() {
+            return self.forest.prev(tree, from);
+        }
         let mut from = from.to_vec();
         loop {
             let below = self.forest.prev(tree, &from)?;
             let inner = self.inner.borrow();
-            let range = (Bound::Unbounded, Bound::Included((rank(tree), from.clone())));
-            let change = inner.changes.range(range).next_back().filter(|((r, _), _)| *r == rank(tree));
-            match (below, change) {
+            let range = (Bound::Unbounded, Bound::Included(key_in(tree, &from)));
+            let change =
+                inner.changes.range(range).next_back().map(|(full, change)| (place_of(full), change));
+            match (below, change.filter(|((t, _), _)| *t == tree)) {
                 (below, None) => return Ok(below),
-                (Some(below), Some(((_, key), _))) if below.0 > *key => return Ok(Some(below)),
-                (_, Some(((_, key), Some(value)))) => return Ok(Some((key.clone(), value.clone()))),
+                (Some(below), Some(((_, key), _))) if below.0.as_slice() > key => return Ok(Some(below)),
+                (_, Some(((_, key), Some(place)))) => {
+                    return Ok(Some((key.to_vec(), inner.value(*place).to_vec())));
+                }
                 (_, Some(((_, key), None))) => match predecessor(key) {
                     Some(before) => from = before,
                     None => return Ok(None),
@@ -99,35 +122,35 @@ impl Stage {
         }
     }
 
-    pub(crate) fn put(&self, tree: TreeId, key: Vec<u8>, value: Vec<u8>) {
-        self.change(tree, key, Some(value));
+    pub(crate) fn put(&self, tree: TreeId, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
+        let inner = &mut *self.inner.borrow_mut();
+        let from = inner.values.len();
+        inner.values.extend_from_slice(value.as_ref());
+        let place = (from, inner.values.len());
+        inner.change(key_in(tree, key.as_ref()), Some(place));
     }
 
-    pub(crate) fn delete(&self, tree: TreeId, key: Vec<u8>) {
-        self.change(tree, key, None);
-    }
-
-    fn change(&self, tree: TreeId, key: Vec<u8>, value: Option<Vec<u8>>) {
-        let mut inner = self.inner.borrow_mut();
-        let key = (rank(tree), key);
-        let old = inner.changes.insert(key.clone(), value);
-        inner.undo.push((key, old));
+    pub(crate) fn delete(&self, tree: TreeId, key: impl AsRef<[u8]>) {
+        self.inner.borrow_mut().change(key_in(tree, key.as_ref()), None);
     }
 
     /// What changed since the last savepoint stays.
     pub(crate) fn savepoint(&self) {
-        self.inner.borrow_mut().undo.clear();
+        let inner = &mut *self.inner.borrow_mut();
+        inner.undo.clear();
+        inner.kept = inner.values.len();
     }
 
     /// Takes back what changed since the last savepoint.
     pub(crate) fn rollback(&self) {
-        let mut inner = self.inner.borrow_mut();
+        let inner = &mut *self.inner.borrow_mut();
         while let Some((key, old)) = inner.undo.pop() {
             match old {
                 Some(old) => inner.changes.insert(key, old),
                 None => inner.changes.remove(&key),
             };
         }
+        inner.values.truncate(inner.kept);
     }
 
     /// Changes on the stage.
@@ -135,18 +158,29 @@ impl Stage {
         self.inner.borrow().changes.len()
     }
 
-    /// Makes sure that every change finds its path in memory.
+    /// Makes sure that every change finds its path in memory. They were touched before, within an epoch that is
+    /// still open: only when something got lost all the same, each is looked up again.
     pub(crate) fn touch(&self) -> Result<(), Miss> {
-        for (rank, key) in self.inner.borrow().changes.keys() {
-            self.forest.touch(tree_of(*rank), key)?;
+        let inner = &mut *self.inner.borrow_mut();
+        let lost = self.forest.lost();
+        if inner.lost == Some(lost) {
+            return Ok(());
         }
+        for full in inner.changes.keys() {
+            let (tree, key) = place_of(full);
+            self.forest.touch(tree, key)?;
+        }
+        inner.lost = Some(lost);
         Ok(())
     }
 
     /// The same for what changed since the last savepoint: the epoch of the group holds the rest.
     pub(crate) fn touch_new(&self) -> Result<(), Miss> {
-        for ((rank, key), _) in &self.inner.borrow().undo {
-            self.forest.touch(tree_of(*rank), key)?;
+        let inner = &mut *self.inner.borrow_mut();
+        inner.lost.get_or_insert_with(|| self.forest.lost());
+        for (full, _) in &inner.undo {
+            let (tree, key) = place_of(full);
+            self.forest.touch(tree, key)?;
         }
         Ok(())
     }
@@ -154,16 +188,29 @@ impl Stage {
     /// Puts the changes into the trees. A change that is in is taken off the stage, so that a miss, which
     /// only a lost pin can cause, continues where it stopped.
     pub(crate) fn mutate(&self) -> Result<(), Miss> {
-        loop {
-            let mut inner = self.inner.borrow_mut();
-            let Some(entry) = inner.changes.first_entry() else { return Ok(()) };
-            let tree = tree_of(entry.key().0);
-            match entry.get() {
-                Some(value) => self.forest.put(tree, &entry.key().1, value)?,
-                None => drop(self.forest.delete(tree, &entry.key().1)?),
+        let inner = &mut *self.inner.borrow_mut();
+        let mut left = std::mem::take(&mut inner.changes).into_iter();
+        while let Some((full, change)) = left.next() {
+            let (tree, key) = place_of(&full);
+            let done = match change {
+                Some(place) => self.forest.put(tree, key, inner.value(place)),
+                None => self.forest.delete(tree, key).map(drop),
+            };
+            if let Err(miss) = done {
+                inner.changes.insert(full, change);
+                inner.changes.extend(left);
+                inner.lost = None;
+                return Err(miss);
             }
-            entry.remove();
         }
+        Ok(())
+    }
+}
+
+impl Inner {
+    fn change(&mut self, key: Key, change: Change) {
+        let old = self.changes.insert(key.clone(), change);
+        self.undo.push((key, old));
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::{Args, Feed, Figures};
 use crate::clock::{Clock, Lap};
+use crate::keys::Keys;
 use crate::target::Place;
 use cobalt_reactor::{Ctx, Reactor, ReactorConfig};
 use cobalt_store::{CtgOp, Limits, Store};
@@ -54,7 +55,6 @@ async fn puts(ctx: &Ctx, store: &Store, args: &Args) -> anyhow::Result<Lap> {
         .map(|_| {
             let (store, args, next) = (store.clone(), args.clone(), next.clone());
             ctx.spawn(async move {
-                let mut feed = Feed::new(&args);
                 loop {
                     let at = next.get();
                     let end = (at + args.batch).min(args.keys);
@@ -62,13 +62,12 @@ async fn puts(ctx: &Ctx, store: &Store, args: &Args) -> anyhow::Result<Lap> {
                     if at == end {
                         return anyhow::Ok(());
                     }
-                    let ops: Vec<_> = (at..end)
-                        .map(|i| {
-                            let (key, value) = feed.entry(i);
-                            CtgOp::Put { ctg: CTG, key: key.to_vec(), value: value.to_vec() }
-                        })
-                        .collect();
-                    store.ctg().transact(move |_| Ok((ops.clone(), ()))).await?;
+                    // The operations are made when the transaction takes its place, as callers do.
+                    let keys = Feed::new(&args).keys;
+                    store
+                        .ctg()
+                        .transact(move |_| Ok(((at..end).map(|i| put(keys, i)).collect(), ())))
+                        .await?;
                 }
             })
         })
@@ -77,6 +76,13 @@ async fn puts(ctx: &Ctx, store: &Store, args: &Args) -> anyhow::Result<Lap> {
         task.join().await.expect("nobody kills the tasks")?;
     }
     Ok(clock.lap())
+}
+
+fn put(keys: Keys, i: u64) -> CtgOp {
+    let (mut key, mut value) = (Vec::new(), Vec::new());
+    keys.key(i, &mut key);
+    keys.value(i, &mut value);
+    CtgOp::Put { ctg: CTG, key, value }
 }
 
 async fn gets(store: &Store, args: &Args) -> anyhow::Result<Lap> {

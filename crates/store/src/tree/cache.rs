@@ -138,6 +138,8 @@ pub(super) struct Cache {
     frozen: usize,
     epochs: Epochs,
     hand: usize,
+    /// Nodes removed while an open epoch held them.
+    lost: u64,
     node_size: u64,
     limit: u64,
     hits: Cell<u64>,
@@ -154,6 +156,7 @@ impl Cache {
             frozen: 0,
             epochs: Epochs::default(),
             hand: 0,
+            lost: 0,
             node_size,
             limit,
             hits: Cell::new(0),
@@ -227,6 +230,11 @@ impl Cache {
 
     pub fn is_pinned(&self, at: usize) -> bool {
         self.epochs.holds(self.touched(at))
+    }
+
+    /// Nodes that are no longer here although an open epoch held them: joined with others, or empty.
+    pub fn lost(&self) -> u64 {
+        self.lost
     }
 
     /// The mark of a touch by the epochs that are open now.
@@ -303,6 +311,7 @@ impl Cache {
     /// Drops a node; gives its block and whether the running generation wrote it.
     pub fn remove(&mut self, at: usize) -> (u64, bool) {
         let fresh = matches!(self.entries[at].state, State::Dirty(_));
+        self.lost += u64::from(self.is_pinned(at));
         self.leave_state(at);
         let entry = self.entries.remove(at);
         self.by_block.remove(&entry.node.block);

@@ -195,6 +195,11 @@ impl Forest {
         EpochGuard { shared: self.0.clone(), epoch }
     }
 
+    /// Counts nodes that an open epoch held and that are gone: while it stands still, what was touched is there.
+    pub(crate) fn lost(&self) -> u64 {
+        self.0.inner.borrow().cache.lost()
+    }
+
     /// Bytes changed since the last freeze.
     pub fn dirty_bytes(&self) -> u64 {
         self.0.inner.borrow().cache.dirty_bytes()

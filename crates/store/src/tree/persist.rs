@@ -1,9 +1,8 @@
 //! A generation on its way to the disk, while the next one goes on.
 //!
 //! Freezing takes pointers to the dirty nodes and the bitmap as they are. A parent's pointer to a
-//! changed child has no checksum yet; writing first computes all checksums from the leaves up, then
-//! writes in the order of addresses, so that neighbours leave in one write. Each node is laid out
-//! twice for that, and memory stays bounded by the writes in flight.
+//! changed child has no checksum yet: the leaves are written first, then the level above, each in the
+//! order of addresses, so that neighbours leave in one write. Memory stays bounded by the writes in flight.
 
 use super::cache::BlockMap;
 use super::forest::{Forest, seed_of};
@@ -21,9 +20,6 @@ use std::cell::RefCell;
 use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
-
-/// Nodes whose checksums are computed in one turn.
-const CHECKSUMS_PER_TURN: usize = 32;
 
 /// What a written generation consists of; goes into the superblock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,9 +80,11 @@ impl Forest {
     /// [`MetaError::Io`]: the target fails; nothing that a durable superblock refers to was overwritten.
     pub async fn write(&self, frozen: &Frozen, pace: Option<Duration>) -> Result<Roots, MetaError> {
         let mut nodes = frozen.nodes.take();
-        let sums = self.checksums(&mut nodes).await;
-        nodes.sort_unstable_by_key(|node| node.block);
-        self.write_nodes(&nodes, &sums, pace).await?;
+        let mut sums = BlockMap::default();
+        nodes.sort_unstable_by_key(|node| (node.level, node.block));
+        for level in nodes.chunk_by(|a, b| a.level == b.level) {
+            self.write_nodes(level, &mut sums, pace).await?;
+        }
         self.write_bitmap(frozen).await?;
         if !planted(Canary::SuperblockBeforeNodes) {
             self.0.meta.flush().await.map_err(MetaError::io("flush after the checkpoint's nodes"))?;
@@ -116,25 +114,11 @@ impl Forest {
         inner.space.release(&frozen.freed);
     }
 
-    /// Checksums by block, from the leaves up.
-    async fn checksums(&self, nodes: &mut [Rc<Node>]) -> BlockMap<u64> {
-        nodes.sort_unstable_by_key(|node| node.level);
-        let mut sums = BlockMap::default();
-        let mut image = vec![0; self.0.geometry.node_size as usize];
-        for turn in nodes.chunks(CHECKSUMS_PER_TURN) {
-            for node in turn {
-                let sum = node.seal(self.0.seed, &mut image, |child| known(&sums, child));
-                sums.insert(node.block, sum);
-            }
-            self.0.ctx.yield_now().await;
-        }
-        sums
-    }
-
+    /// Writes the nodes of one level, when those below it have their checksums in `sums`; adds theirs.
     async fn write_nodes(
         &self,
         nodes: &[Rc<Node>],
-        sums: &BlockMap<u64>,
+        sums: &mut BlockMap<u64>,
         pace: Option<Duration>,
     ) -> Result<(), MetaError> {
         let size = self.0.geometry.node_size as usize;
@@ -145,7 +129,7 @@ impl Forest {
             let mut buf = self.0.arena.alloc(run.len() * size).await;
             for (node, out) in run.iter().zip(buf.chunks_exact_mut(size)) {
                 let sum = node.seal(self.0.seed, out, |child| known(sums, child));
-                assert!(sums.get(&node.block) == Some(&sum), "a frozen node changed while it was written");
+                sums.insert(node.block, sum);
             }
             let at = self.0.geometry.node_at(run[0].block);
             writes.push(self.0.meta.write(at, std::iter::once(buf.freeze()).collect(), false));
