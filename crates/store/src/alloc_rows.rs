@@ -51,12 +51,12 @@ fn summary(stage: &Stage, group: u64) -> Result<Option<u64>, Halt> {
 
 fn put_summary(stage: &Stage, group: u64, free: u64) {
     let free = u32::try_from(free).expect("a group has at most 32,768 blocks");
-    stage.put(TreeId::Balloc, schema::summary_key(group), free.to_le_bytes().to_vec());
+    stage.put(TreeId::Balloc, schema::summary_key(group), free.to_le_bytes());
 }
 
 fn put_free(stage: &Stage, start: u64, blocks: u64) {
     let blocks = u32::try_from(blocks).expect("a free extent lies in one group");
-    stage.put(TreeId::Balloc, schema::free_key(start), blocks.to_le_bytes().to_vec());
+    stage.put(TreeId::Balloc, schema::free_key(start), blocks.to_le_bytes());
 }
 
 /// Takes blocks that must be free.

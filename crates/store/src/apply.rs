@@ -132,8 +132,8 @@ pub(crate) fn cob_count(stage: &Stage) -> Result<u64, Halt> {
 
 fn count_cobs(stage: &Stage, change: i64) -> Result<(), Halt> {
     match cob_count(stage)?.checked_add_signed(change) {
-        Some(0) => stage.delete(TreeId::Cob, COUNT_KEY.to_vec()),
-        Some(count) => stage.put(TreeId::Cob, COUNT_KEY.to_vec(), schema::encode(&count)),
+        Some(0) => stage.delete(TreeId::Cob, COUNT_KEY),
+        Some(count) => stage.put(TreeId::Cob, COUNT_KEY, schema::encode(&count)),
         None => return Err(Corrupt::new("cob count", 0, "fewer cobs than were deleted").into()),
     }
     Ok(())
@@ -353,7 +353,7 @@ fn fence(stage: &Stage, session: SessionId, fx: &mut Effects) -> Result<(), Halt
             stage.delete(TreeId::Cob, key);
         }
     }
-    stage.put(TreeId::Cob, schema::fence_key(first), last.0.to_be_bytes().to_vec());
+    stage.put(TreeId::Cob, schema::fence_key(first), last.0.to_be_bytes());
     Ok(())
 }
 

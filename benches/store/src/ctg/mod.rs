@@ -85,6 +85,7 @@ impl Feed {
         Feed { keys, key: Vec::new(), value: Vec::new() }
     }
 
+    #[cfg(feature = "peers")]
     fn entry(&mut self, i: u64) -> (&[u8], &[u8]) {
         self.keys.key(i, &mut self.key);
         self.keys.value(i, &mut self.value);

@@ -51,7 +51,19 @@ pub(super) struct Entry {
     touched: Cell<u64>,
     /// Used since the clock's hand last passed.
     hot: Cell<bool>,
+    /// Bytes of memory beside the block, as they were counted last.
+    beside: usize,
 }
+
+impl Entry {
+    fn new(node: Node, state: State, touched: u64) -> Entry {
+        let beside = ENTRY + node.overhead();
+        Entry { node: Rc::new(node), state, touched: Cell::new(touched), hot: Cell::new(true), beside }
+    }
+}
+
+/// Bytes of an entry in the cache's own tables, roughly.
+const ENTRY: usize = size_of::<Entry>() + 2 * size_of::<(u64, usize)>();
 
 /// Counters of the node cache. Sizes in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -136,6 +148,12 @@ pub(super) struct Cache {
     /// Entries that are dirty, in no order.
     dirty: Vec<usize>,
     frozen: usize,
+    /// Frozen nodes that changed while they were written: their old images are held beside the new ones.
+    doubled: usize,
+    /// Bytes of memory beside the blocks of nodes.
+    beside: usize,
+    /// The node that was given out to be changed last; what it takes beside its block is not counted yet.
+    changed: Option<usize>,
     epochs: Epochs,
     hand: usize,
     /// Nodes removed while an open epoch held them.
@@ -154,6 +172,9 @@ impl Cache {
             by_block: BlockMap::default(),
             dirty: Vec::new(),
             frozen: 0,
+            doubled: 0,
+            beside: 0,
+            changed: None,
             epochs: Epochs::default(),
             hand: 0,
             lost: 0,
@@ -169,7 +190,7 @@ impl Cache {
         CacheStats {
             hits: self.hits.get(),
             misses: self.misses.get(),
-            bytes: self.entries.len() as u64 * self.node_size,
+            bytes: self.bytes(),
             dirty_bytes: self.dirty_bytes(),
             frozen_bytes: self.frozen as u64 * self.node_size,
             pinned_bytes: self.epochs.total,
@@ -181,9 +202,14 @@ impl Cache {
         self.dirty.len() as u64 * self.node_size
     }
 
+    /// All memory of nodes.
+    fn bytes(&self) -> u64 {
+        (self.entries.len() + self.doubled) as u64 * self.node_size + self.beside as u64
+    }
+
     /// Bytes that cannot be evicted.
     pub fn held_bytes(&self) -> u64 {
-        self.dirty_bytes() + self.frozen as u64 * self.node_size + self.epochs.total
+        self.dirty_bytes() + (self.frozen + self.doubled) as u64 * self.node_size + self.epochs.total
     }
 
     /// The entry of a block, which counts as used now.
@@ -215,9 +241,22 @@ impl Cache {
 
     /// A dirty node, to change it.
     pub fn node_mut(&mut self, at: usize) -> &mut Node {
+        if self.changed != Some(at) {
+            self.count_changed();
+            self.changed = Some(at);
+        }
         let entry = &mut self.entries[at];
         assert!(matches!(entry.state, State::Dirty(_)), "only nodes of the running generation change");
         Rc::get_mut(&mut entry.node).expect("nobody shares a node of the running generation")
+    }
+
+    fn count_changed(&mut self) {
+        let changed = self.changed.take().and_then(|at| self.entries.get_mut(at));
+        if let Some(entry) = changed {
+            let beside = ENTRY + entry.node.overhead();
+            self.beside = self.beside - entry.beside + beside;
+            entry.beside = beside;
+        }
     }
 
     pub fn state(&self, at: usize) -> State {
@@ -275,8 +314,8 @@ impl Cache {
     pub fn insert_clean(&mut self, node: Node) {
         self.evict();
         let block = node.block;
-        let entry =
-            Entry { node: Rc::new(node), state: State::Clean, touched: Cell::new(0), hot: Cell::new(true) };
+        let entry = Entry::new(node, State::Clean, 0);
+        self.beside += entry.beside;
         let at = self.entries.insert(entry);
         let old = self.by_block.insert(block, at);
         assert!(old.is_none(), "node block {block} is cached twice");
@@ -286,7 +325,8 @@ impl Cache {
     pub fn insert_dirty(&mut self, node: Node, touched: u64) -> usize {
         let block = node.block;
         let state = State::Dirty(self.dirty.len());
-        let entry = Entry { node: Rc::new(node), state, touched: Cell::new(touched), hot: Cell::new(true) };
+        let entry = Entry::new(node, state, touched);
+        self.beside += entry.beside;
         let at = self.entries.insert(entry);
         self.dirty.push(at);
         let old = self.by_block.insert(block, at);
@@ -297,6 +337,7 @@ impl Cache {
     /// Moves a clean or frozen node to a new block of the running generation. A frozen one is copied:
     /// the old image is still to be written.
     pub fn rewrite(&mut self, at: usize, block: u64, generation: u64) {
+        self.doubled += usize::from(self.entries[at].state == State::Frozen);
         self.leave_state(at);
         let entry = &mut self.entries[at];
         entry.state = State::Dirty(self.dirty.len());
@@ -314,6 +355,7 @@ impl Cache {
         self.lost += u64::from(self.is_pinned(at));
         self.leave_state(at);
         let entry = self.entries.remove(at);
+        self.beside -= entry.beside;
         self.by_block.remove(&entry.node.block);
         (entry.node.block, fresh)
     }
@@ -347,6 +389,11 @@ impl Cache {
             .collect()
     }
 
+    /// The writer has let go of all its nodes.
+    pub fn drop_doubles(&mut self) {
+        self.doubled = 0;
+    }
+
     /// The frozen node of `block` is on disk. `finish` sees it before it counts as clean.
     pub fn thaw(&mut self, block: u64, finish: impl FnOnce(&mut Node)) {
         let Some(at) = self.peek(block) else { return };
@@ -373,7 +420,7 @@ impl Cache {
     pub fn evict(&mut self) {
         self.epochs.expire(self.limit / 100 * PINNED_PERCENT);
         for _ in 0..EVICT_STEPS_MAX {
-            let bytes = (self.entries.len() as u64 + 1) * self.node_size;
+            let bytes = self.bytes() + self.node_size;
             let clean = self.entries.len() - self.dirty.len() - self.frozen;
             let pinned = usize::try_from(self.epochs.total / self.node_size).unwrap_or(usize::MAX);
             if bytes <= self.limit || clean.saturating_sub(pinned) < CLEAN_MIN {

@@ -183,6 +183,7 @@ impl Forest {
                 }
             }
         };
+        inner.cache.drop_doubles();
         for block in blocks {
             inner.cache.thaw(*block, fill);
         }
