@@ -8,6 +8,7 @@
 use crate::apply::{Halt, Shape};
 use crate::error::StoreError;
 use crate::limits::{Limits, Placement};
+use crate::points::{Point, refused};
 use crate::schema::{self, FREE};
 use crate::stage::Stage;
 use crate::tree::{Forest, MetaError, Miss, TreeId};
@@ -61,6 +62,8 @@ struct Inner {
     waiting: VecDeque<(u64, Vec<Extent>)>,
     reads: BTreeSet<u64>,
     next_read: u64,
+    /// Groups dropped from memory, and reservations that left the group they began in.
+    met: (u64, u64),
 }
 
 /// Reserved blocks. Dropped before its transaction is applied, it gives them back.
@@ -117,6 +120,12 @@ impl Balloc {
         (inner.avail - inner.claimed, inner.held_blocks + inner.claimed)
     }
 
+    /// Groups dropped from memory, and reservations that left the group they began in.
+    #[cfg(feature = "proof")]
+    pub(crate) fn met(&self) -> (u64, u64) {
+        self.inner.borrow().met
+    }
+
     /// Blocks that the trees call free. Reserved ones are among them.
     pub(crate) fn tree_free(&self) -> u64 {
         let inner = self.inner.borrow();
@@ -133,6 +142,9 @@ impl Balloc {
         goal: Option<u64>,
         check: impl Fn() -> Result<(), StoreError>,
     ) -> Result<Rc<Reservation>, StoreError> {
+        if refused(Point::Balloc) {
+            return Err(StoreError::NoSpace { bytes: blocks * BLOCK_SIZE });
+        }
         let mut claim = loop {
             check()?;
             {
@@ -152,8 +164,10 @@ impl Balloc {
             Placement::Goal => goal.unwrap_or(self.cursor.get()),
             Placement::FirstFit => 0,
         };
+        let first = goal / self.shape.group_blocks;
         while claim.blocks > 0 {
             let group = self.pick(goal, claim.blocks);
+            self.inner.borrow_mut().met.1 += u64::from(group as u64 != first);
             self.load_group(group).await?;
             let Some(extent) = self.take(group, goal, claim.blocks) else { continue };
             claim.blocks -= u64::from(extent.blocks);
@@ -229,6 +243,7 @@ impl Balloc {
             let Some((_, oldest)) = oldest else { break };
             oldest.extents = None;
             inner.loaded -= 1;
+            inner.met.0 += 1;
         }
         Ok(())
     }

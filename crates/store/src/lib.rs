@@ -37,6 +37,9 @@ pub mod geometry;
 mod opening;
 mod recovery;
 
+mod points;
+#[cfg(feature = "proof")]
+pub mod proof;
 pub mod superblock;
 #[cfg(test)]
 mod tests;

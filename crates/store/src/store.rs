@@ -329,7 +329,7 @@ impl Core {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "proof"))]
 impl Store {
     /// Whether no background work is left.
     pub(crate) fn is_idle(&self) -> bool {
@@ -337,7 +337,10 @@ impl Store {
         let chores = core.chore_running.get() || !core.chores.borrow().is_empty();
         !chores && !core.checkpoint_running.get() && core.trims.is_idle()
     }
+}
 
+#[cfg(test)]
+impl Store {
     /// Bytes of nodes in memory.
     pub(crate) fn cache_bytes(&self) -> u64 {
         self.0.forest.cache_stats().bytes

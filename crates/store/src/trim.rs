@@ -53,7 +53,7 @@ impl Trims {
     }
 
     /// Whether nothing is left to deallocate.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "proof"))]
     pub(crate) fn is_idle(&self) -> bool {
         self.is_empty() && !self.running.get()
     }

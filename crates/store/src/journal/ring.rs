@@ -7,6 +7,7 @@ use crate::error::StoreError;
 use crate::geometry::Region;
 use crate::journal::record::{self, HEADER_LEN, Header};
 use crate::limits::Limits;
+use crate::points::{Point, refused};
 use crate::tx::TxClass;
 use cobalt_base::canary::{Canary, planted};
 use cobalt_base::{BLOCK_SIZE, checksum::xxh3};
@@ -50,6 +51,8 @@ pub(crate) struct Journal {
     named: Cell<u64>,
     reserved: Cell<u64>,
     waiting: Cell<usize>,
+    /// Reservations that had to wait.
+    waits: Cell<u64>,
     /// Told when space comes back, and when the target fails.
     pub(crate) room: Notify,
     /// Told when space is asked for and lacking.
@@ -102,6 +105,7 @@ impl Journal {
             named: Cell::new(start.named),
             reserved: Cell::new(0),
             waiting: Cell::new(0),
+            waits: Cell::new(0),
             room: Notify::default(),
             short: Notify::default(),
             buf: RefCell::new(Some(buf)),
@@ -124,6 +128,12 @@ impl Journal {
     /// Whether anybody waits for space.
     pub(crate) fn is_short(&self) -> bool {
         self.waiting.get() > 0
+    }
+
+    /// Reservations that had to wait so far.
+    #[cfg(feature = "proof")]
+    pub(crate) fn waits(&self) -> u64 {
+        self.waits.get()
     }
 
     /// Payload bytes that fit the record buffer, also while it is on its way to the device.
@@ -177,6 +187,9 @@ impl Journal {
         if bytes > self.len / 4 || payload > self.payload_max() {
             return Err(StoreError::Invalid(format!("a transaction of {payload} bytes is too large")));
         }
+        if class < TxClass::Checkpoint && refused(Point::Journal) {
+            return Err(StoreError::Busy);
+        }
         loop {
             check()?;
             if self.fits(class, bytes) {
@@ -186,6 +199,7 @@ impl Journal {
             if self.waiting.get() >= self.waiters_max {
                 return Err(StoreError::Busy);
             }
+            self.waits.set(self.waits.get() + 1);
             let _turn = Turn::new(&self.waiting);
             let room = self.room.notified();
             self.short.notify_all();

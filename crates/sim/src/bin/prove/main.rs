@@ -5,6 +5,8 @@
 
 mod ageing;
 mod crash;
+mod models;
+mod nth;
 mod run;
 mod sim;
 
@@ -15,6 +17,10 @@ use std::process::ExitCode;
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Layer {
+    /// The trees, the allocator, the extent map, the catalogues and the whole store beside their models
+    Models,
+    /// Every operation of a device and every reservation fails in turn
+    Nth,
     /// The cluster on disks that go wrong
     Sim,
     /// A target worked to 95 % full and back, thousands of times
@@ -46,6 +52,8 @@ fn main() -> ExitCode {
     let name = options.layer.to_possible_value().expect("no layer is hidden").get_name().to_owned();
     run::report_panics(&name, &options.run);
     let outcome: Result<Counts, Failure> = match options.layer {
+        Layer::Models => models::run(&options.run),
+        Layer::Nth => nth::run(&options.run),
         Layer::Sim => sim::run(&options.run),
         Layer::Ageing => ageing::run(&options.run),
         Layer::Crash => crash::run(&options.run),

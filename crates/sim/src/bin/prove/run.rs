@@ -59,6 +59,11 @@ impl Counts {
         other.0.iter().for_each(|(name, n)| self.add(name, *n));
     }
 
+    /// The same under longer names.
+    pub fn prefixed(&self, prefix: &str) -> Counts {
+        Counts(self.0.iter().map(|(name, n)| (format!("{prefix}_{name}"), *n)).collect())
+    }
+
     pub fn get(&self, name: &str) -> u64 {
         self.0.iter().find(|(known, _)| known == name).map_or(0, |(_, n)| *n)
     }
@@ -95,7 +100,8 @@ pub fn saw(states: u64) {
     SEEN.fetch_add(states, Ordering::Relaxed);
 }
 
-fn again(name: &str, run: &Run, case: &str) {
+/// Says that a layer failed, and how to run the case again.
+pub fn again(name: &str, run: &Run, case: &str) {
     let (after, seed) = (SEEN.load(Ordering::Relaxed), run.seed);
     println!("prove {name}: FAILED after={after} seed={seed}");
     println!("again: prove {name} --seed {seed} --case '{case}'");
