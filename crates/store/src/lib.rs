@@ -62,15 +62,3 @@ pub use region::Regions;
 pub use store::{Store, format};
 pub use tree::Miss;
 pub use tx::{Committed, DataStable, Extent, Extents, SealedTx, Tx, TxClass};
-
-/// What a proof must know of an open target, and nobody else.
-#[cfg(feature = "proof")]
-pub mod proof {
-    use crate::Store;
-    use cobalt_base::Lsn;
-
-    /// The last transaction that recovery found.
-    pub fn recovered(store: &Store) -> Lsn {
-        Lsn(store.0.superblock.borrow().epoch_start.0 - 1)
-    }
-}

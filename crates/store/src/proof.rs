@@ -4,6 +4,7 @@ pub use crate::points::{Point, order as order_refusal, seen as reservations};
 
 use crate::store::Store;
 use crate::tree::CacheStats;
+use cobalt_base::Lsn;
 
 /// What an open target has met, beyond its counters.
 #[derive(Clone, Copy, Debug, Default)]
@@ -37,7 +38,7 @@ pub fn is_idle(store: &Store) -> bool {
     store.is_idle()
 }
 
-/// First lsn of this mount: what was before it survived, what was not is void.
-pub fn epoch_start(store: &Store) -> u64 {
-    store.0.superblock.borrow().epoch_start.0
+/// The last transaction that recovery found: what was before it survived, what was not is void.
+pub fn recovered(store: &Store) -> Lsn {
+    Lsn(store.0.superblock.borrow().epoch_start.0 - 1)
 }

@@ -454,7 +454,7 @@ impl World {
         shared.store = target.store.clone();
         self =
             World { target, shared, tasks: Vec::new(), window: 6, only_host_full: !keep_faults, keep_faults };
-        let durable = proof::epoch_start(&self.target.store) - 1;
+        let durable = proof::recovered(&self.target.store).0;
         self.target.in_peace(self.look(durable)).await;
         self
     }
