@@ -6,7 +6,10 @@
 mod clock;
 mod ctg;
 mod keys;
+#[cfg(feature = "plot")]
+mod plot;
 mod report;
+mod tail;
 mod target;
 
 use clap::{Parser, Subcommand};
@@ -22,10 +25,13 @@ struct Options {
 enum Row {
     /// Catalogue: puts, then gets, of random keys; this store or one that it is measured beside
     Ctg(ctg::Args),
+    /// Latency of durable 4 KiB writes while checkpoints run and while none does
+    Tail(tail::Args),
 }
 
 fn main() -> anyhow::Result<()> {
     match Options::parse().row {
         Row::Ctg(args) => ctg::run(args),
+        Row::Tail(args) => tail::run(args),
     }
 }

@@ -1,10 +1,12 @@
 //! A store to measure: formatted anew on memory or on a file.
 
-use cobalt_base::ByteSize;
+use cobalt_base::{ByteSize, Fid, checksum::crc32c};
 use cobalt_bdev::{OpenMode, open_uri};
 use cobalt_dma::{Arena, ArenaConfig};
 use cobalt_reactor::Ctx;
-use cobalt_store::{FormatOptions, Limits, OpenOptions, Region, Regions, Store, format};
+use cobalt_store::{
+    CobAttrs, FormatOptions, Limits, OpenOptions, Region, Regions, Store, StoreError, TxClass, format,
+};
 use uuid::Uuid;
 
 /// Where a target lies and how it is opened.
@@ -40,4 +42,24 @@ impl Place {
         let options = OpenOptions { limits: self.limits.clone(), ..OpenOptions::default() };
         Ok(Store::open(ctx.clone(), regions, arena, options).await?)
     }
+}
+
+/// Most of one write here.
+const SMALL: usize = 4096;
+
+/// One durable write of 4 KiB, as `ios` does it.
+pub async fn small_write(store: &Store, fid: Fid, offset: u64) -> Result<(), StoreError> {
+    let arena = store.arena();
+    let mut buf = arena.alloc(SMALL).await;
+    buf.fill(fid.counter as u8);
+    let crcs = [crc32c(&buf)];
+    let len = SMALL as u64;
+    let mut tx = store.tx_open(TxClass::Write, len).await?;
+    let cob = store.cob_lookup(&mut tx, fid, CobAttrs { chunk_size: SMALL as u32, incarnation: 1 }).await?;
+    let extents = store.balloc(&mut tx, len).await?;
+    store.extmap(&mut tx, &cob, offset, len, &extents, &crcs).await?;
+    let sealed = store.tx_close(tx);
+    let stable = store.data_write(&sealed, &[buf.freeze()]).await?;
+    store.commit(sealed, stable).await?;
+    Ok(())
 }

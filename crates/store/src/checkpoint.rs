@@ -43,7 +43,8 @@ pub trait Checkpointed {
     fn name(&self, superblock: &Superblock) -> impl Future<Output = Result<(), Self::Error>>;
 }
 
-/// Runs one checkpoint on top of `previous`, the superblock that is durable now. `pace` is a pause after each batch.
+/// Runs one checkpoint on top of `previous`, the superblock that is durable now. `pace` gives the pause after each
+/// write of nodes, from the part of them that is written.
 ///
 /// # Errors
 /// Any error leaves the previous superblock's trees untouched and must fail the target: what the
@@ -55,7 +56,7 @@ pub async fn checkpoint<C: Checkpointed>(
     forest: &Forest,
     previous: &Superblock,
     store: &C,
-    pace: Option<Duration>,
+    pace: impl Fn(f64) -> Option<Duration>,
 ) -> Result<Superblock, C::Error> {
     let stamp = store.stamp();
     let frozen = forest.freeze();

@@ -10,8 +10,29 @@ use cobalt_reactor::sync::oneshot;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Pause between the writes of a checkpoint that nobody waits for.
-const PACE: Duration = Duration::from_micros(200);
+/// Pause between two writes of a checkpoint that owes nothing: an idle target is done in a fraction of a second.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// What a checkpoint owes. While it runs, others fill the journal and dirty nodes, of which it gives back what it
+/// covers: it must be done before half of the room that was left at its start is used up, and need not be done sooner.
+struct Debt {
+    /// Bytes of the journal in use at the start, and those that may be taken until the end.
+    used: u64,
+    room: u64,
+    dirty_room: u64,
+}
+
+impl Debt {
+    fn new(journal_used: u64, journal_len: u64, dirty_max: u64) -> Debt {
+        Debt { used: journal_used, room: (journal_len - journal_used) / 2, dirty_room: dirty_max / 2 }
+    }
+
+    /// The part of the checkpoint that should be written by now, from 0 to 1 and more.
+    fn due(&self, journal_used: u64, dirty_bytes: u64) -> f64 {
+        let journal = journal_used.saturating_sub(self.used) as f64 / self.room.max(1) as f64;
+        journal.max(dirty_bytes as f64 / self.dirty_room.max(1) as f64)
+    }
+}
 
 impl Core {
     /// Node blocks that only deletes and checkpoints may take.
@@ -121,7 +142,12 @@ impl Core {
         self.checkpoint_wanted.set(false);
         let previous = self.superblock.borrow().clone();
         let (meta, forest) = (&self.regions.meta, &self.forest);
-        let pace = (!self.closed.get() && !self.journal.is_short()).then_some(PACE);
+        let debt = Debt::new(self.journal.used(), self.journal.len, self.limits.dirty_max);
+        let pace = |written: f64| {
+            let waited_for = self.closed.get() || self.journal.is_short() || forest.pressure();
+            let ahead = written > debt.due(self.journal.used(), forest.dirty_bytes());
+            (ahead && !waited_for).then_some(PAUSE)
+        };
         let result =
             checkpoint::checkpoint(&self.ctx, meta, &self.meta_arena, forest, &previous, self, pace).await;
         self.checkpoint_running.set(false);
@@ -176,5 +202,21 @@ impl Checkpointed for Core {
             self.reuse();
         }
         self.name_generation(superblock.generation).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Debt;
+
+    #[test]
+    fn a_checkpoint_is_done_before_half_of_what_was_left_is_used_up() {
+        let debt = Debt::new(40, 100, 1000);
+        assert_eq!(debt.due(40, 0), 0.0, "nothing is owed at the start");
+        assert_eq!(debt.due(55, 0), 0.5, "by the journal");
+        assert_eq!(debt.due(41, 250), 0.5, "by dirty nodes");
+        assert!(debt.due(70, 0) >= 1.0 && debt.due(40, 500) >= 1.0);
+        assert_eq!(debt.due(20, 0), 0.0, "a tail that moved meanwhile is no debt");
+        assert!(Debt::new(100, 100, 0).due(100, 1) >= 1.0, "no room at all: at once");
     }
 }

@@ -77,7 +77,7 @@ pub async fn format(
     let limits = TreeLimits::default();
     let forest = Forest::create(ctx, &regions.meta, arena, geometry, options.target, limits);
     let frozen = forest.freeze();
-    let written = forest.write(&frozen, None).await?;
+    let written = forest.write(&frozen, |_| None).await?;
     let data_blocks = regions.data.len / BLOCK_SIZE;
     let sb = Superblock {
         target: options.target,

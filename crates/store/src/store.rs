@@ -200,6 +200,16 @@ impl Store {
         }
     }
 
+    /// Memory for payload.
+    pub fn arena(&self) -> &Arena {
+        &self.0.arena
+    }
+
+    /// Whether a checkpoint runs now.
+    pub fn is_checkpointing(&self) -> bool {
+        self.0.checkpoint_running.get()
+    }
+
     /// The counters.
     pub fn counters(&self) -> StoreCounters {
         let core = &self.0;

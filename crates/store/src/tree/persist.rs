@@ -74,16 +74,23 @@ impl Forest {
         frozen
     }
 
-    /// Writes a frozen generation and flushes; once for each. `pace` is a pause after each write.
+    /// Writes a frozen generation and flushes; once for each. `pace` gives the pause after each write, from the part of
+    /// the nodes that are written, 0 to 1.
     ///
     /// # Errors
     /// [`MetaError::Io`]: the target fails; nothing that a durable superblock refers to was overwritten.
-    pub async fn write(&self, frozen: &Frozen, pace: Option<Duration>) -> Result<Roots, MetaError> {
+    pub async fn write(
+        &self,
+        frozen: &Frozen,
+        pace: impl Fn(f64) -> Option<Duration>,
+    ) -> Result<Roots, MetaError> {
         let mut nodes = frozen.nodes.take();
-        let mut sums = BlockMap::default();
+        let (mut sums, total) = (BlockMap::default(), nodes.len() as f64);
+        let mut done = 0;
         nodes.sort_unstable_by_key(|node| (node.level, node.block));
         for level in nodes.chunk_by(|a, b| a.level == b.level) {
-            self.write_nodes(level, &mut sums, pace).await?;
+            self.write_nodes(level, &mut sums, |written| pace((done + written) as f64 / total)).await?;
+            done += level.len();
         }
         self.write_bitmap(frozen).await?;
         if !planted(Canary::SuperblockBeforeNodes) {
@@ -119,11 +126,11 @@ impl Forest {
         &self,
         nodes: &[Rc<Node>],
         sums: &mut BlockMap<u64>,
-        pace: Option<Duration>,
+        pace: impl Fn(usize) -> Option<Duration>,
     ) -> Result<(), MetaError> {
         let size = self.0.geometry.node_size as usize;
         let most = (self.0.limits.write_bytes / size).max(1);
-        let mut writes = FuturesUnordered::new();
+        let (mut writes, mut written) = (FuturesUnordered::new(), 0);
         let neighbours = nodes.chunk_by(|a, b| a.block + 1 == b.block).flat_map(|run| run.chunks(most));
         for run in neighbours {
             let mut buf = self.0.arena.alloc(run.len() * size).await;
@@ -134,7 +141,8 @@ impl Forest {
             let at = self.0.geometry.node_at(run[0].block);
             writes.push(self.0.meta.write(at, std::iter::once(buf.freeze()).collect(), false));
             self.below(&mut writes, self.0.limits.writes_in_flight).await?;
-            match pace {
+            written += run.len();
+            match pace(written) {
                 Some(pause) => self.0.ctx.sleep(pause).await,
                 None => self.0.ctx.yield_now().await,
             }

@@ -29,7 +29,7 @@ fn a_crash_between_freeze_and_release_leaves_the_old_trees_untouched() {
         fill(&forest, &mut model, 50..300, 2).await;
         let frozen = forest.freeze();
         fill(&forest, &mut model, 0..350, 3).await;
-        let written = forest.write(&frozen, None).await.expect("write");
+        let written = forest.write(&frozen, |_| None).await.expect("write");
         fill(&forest, &mut model, 100..400, 4).await;
         assert_eq!(written.generation, 2);
         let geometry = rig.superblock.borrow().geometry;

@@ -101,7 +101,7 @@ impl World {
         let forest = self.forest.clone();
         let frozen = forest.freeze();
         let task = self.rig.ctx.spawn(async move {
-            let roots = forest.write(&frozen, Some(Duration::from_micros(3))).await?;
+            let roots = forest.write(&frozen, |_| Some(Duration::from_micros(3))).await?;
             Ok((frozen, roots))
         });
         self.writing = Some((task, self.model.clone()));

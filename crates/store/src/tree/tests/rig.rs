@@ -114,7 +114,7 @@ impl Rig {
 
     pub async fn checkpoint(&self, forest: &Forest) -> Result<(), MetaError> {
         let previous = self.superblock.borrow().clone();
-        let next = checkpoint(&self.ctx, &self.meta, &self.arena, forest, &previous, self, None).await?;
+        let next = checkpoint(&self.ctx, &self.meta, &self.arena, forest, &previous, self, |_| None).await?;
         self.superblock.replace(next);
         Ok(())
     }
