@@ -7,7 +7,7 @@
 use crate::alloc_rows;
 use crate::ctg::CtgOp;
 use crate::error::StoreError;
-use crate::intent::{Intent, Map};
+use crate::intent::{Bytes, Inline, Intent, Map};
 use crate::schema::{self, COB, COUNT_KEY, CobRow, DEAD, FENCE, MapRow, TOMB, fid_key};
 use crate::stage::Stage;
 use crate::tree::{Miss, TreeId};
@@ -40,6 +40,8 @@ impl From<Corrupt> for Halt {
 /// What a transaction does to the state in memory, once it is durable.
 #[derive(Default, Debug)]
 pub(crate) struct Effects {
+    /// Blocks whose bytes came with the record.
+    pub inline: Vec<(Vec<Extent>, Bytes)>,
     /// Blocks that became free.
     pub freed: Vec<Extent>,
     /// A dead cob with rows left to free.
@@ -79,6 +81,14 @@ pub(crate) fn run(
             }
             Intent::Ctg(CtgOp::Delete { ctg, key }) => stage.delete(TreeId::Ctg, schema::ctg_key(*ctg, key)),
             Intent::Named { generation } => fx.named = *generation,
+            Intent::Inline(Inline { map, bytes }) => {
+                if bytes.len() as u64 != map.len {
+                    let why = format!("{bytes:?} for a map of {}", map.len);
+                    return Err(Corrupt::new("inline intent", 0, why).into());
+                }
+                map_range(stage, shape, lsn, map, fx)?;
+                fx.inline.push((map.extents.clone(), bytes.clone()));
+            }
         }
     }
     Ok(())

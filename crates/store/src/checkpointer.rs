@@ -189,8 +189,8 @@ impl Checkpointed for Core {
         }
     }
 
-    async fn settle(&self, _: &Stamp) -> Result<(), StoreError> {
-        Ok(()) // No write is inline: data is on its blocks before its transaction is journaled.
+    async fn settle(&self, stamp: &Stamp) -> Result<(), StoreError> {
+        self.settle_inline(stamp.checkpoint_lsn).await
     }
 
     fn reuse(&self) {

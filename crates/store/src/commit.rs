@@ -9,6 +9,7 @@ use crate::apply::{self, Effects, Halt};
 use crate::balloc::Reservation;
 use crate::ctg::{self, CtgOp, CtgView};
 use crate::error::StoreError;
+use crate::inline::Promise;
 use crate::intent::{self, Intent};
 use crate::stage::Stage;
 use crate::store::{Applied, Core};
@@ -42,6 +43,8 @@ pub(crate) struct Work {
     _room: Option<crate::journal::ring::Room>,
     pub(crate) reservations: Vec<Rc<Reservation>>,
     pub(crate) epoch: Option<EpochGuard>,
+    /// Its place among the unwritten bytes, until it is applied.
+    pub(crate) promise: Option<Promise>,
     reply: Option<OneSender<Result<Lsn, StoreError>>>,
     /// Checkpoints it has waited for, for node blocks.
     waited: u32,
@@ -49,7 +52,8 @@ pub(crate) struct Work {
 
 impl Work {
     pub(crate) fn new(class: TxClass, kind: Kind, room: Option<crate::journal::ring::Room>) -> Work {
-        Work { class, kind, _room: room, reservations: Vec::new(), epoch: None, reply: None, waited: 0 }
+        let reservations = Vec::new();
+        Work { class, kind, _room: room, reservations, epoch: None, promise: None, reply: None, waited: 0 }
     }
 
     fn answer(&mut self, result: Result<Lsn, StoreError>) {
@@ -76,9 +80,20 @@ struct Group {
     named: u64,
 }
 
+impl Group {
+    /// Takes back what an attempt put on the stage and behind the payload.
+    fn take_back(&mut self, payload: usize) {
+        self.stage.rollback();
+        self.payload.truncate(payload);
+    }
+}
+
 /// What became of one transaction's attempt.
 enum Judged {
-    Wants(Vec<Intent>, Effects),
+    /// It changes something, and is in the payload.
+    Wants(Effects),
+    /// It changes nothing.
+    Nothing(Effects),
     Refused(StoreError),
     /// It does not fit this group any more.
     Later,
@@ -188,7 +203,7 @@ impl Core {
         }
         for mut member in group.members {
             match member.result {
-                Ok(_) => self.absorb(&member.work, member.fx),
+                Ok(lsn) => self.absorb(&member.work, member.fx, lsn),
                 Err(_) => self.count(|c| c.refused += 1),
             }
             member.work.answer(member.result);
@@ -206,11 +221,10 @@ impl Core {
             let Some(mut work) = self.queue.borrow_mut().pop_front() else { return Ok(()) };
             let lsn = Lsn(group.first + u64::from(group.count));
             match self.judge(group, &work, lsn).await? {
-                Judged::Wants(intents, fx) if intents.is_empty() => {
+                Judged::Nothing(fx) => {
                     group.members.push(Member { work, result: Ok(Lsn(lsn.0 - 1)), fx });
                 }
-                Judged::Wants(intents, fx) => {
-                    intent::encode(&intents, &mut group.payload);
+                Judged::Wants(fx) => {
                     group.stage.savepoint();
                     group.count += 1;
                     group.named = group.named.max(fx.named);
@@ -234,22 +248,23 @@ impl Core {
         }
     }
 
-    async fn judge(&self, group: &Group, work: &Work, lsn: Lsn) -> Result<Judged, StoreError> {
+    async fn judge(&self, group: &mut Group, work: &Work, lsn: Lsn) -> Result<Judged, StoreError> {
+        let before = group.payload.len();
         for _ in 0..ATTEMPTS_MAX {
             let mut fx = Effects::default();
-            let attempt = self.attempt(group, work, lsn, &mut fx);
-            let halt = match attempt {
-                Ok(intents) => match self.fits(group, work.class, &intents) {
-                    Ok(true) => return Ok(Judged::Wants(intents, fx)),
+            let halt = match self.attempt(group, work, lsn, &mut fx) {
+                Ok(()) if group.payload.len() == before => return Ok(Judged::Nothing(fx)),
+                Ok(()) => match self.fits(group, work.class) {
+                    Ok(true) => return Ok(Judged::Wants(fx)),
                     Ok(false) => {
-                        group.stage.rollback();
+                        group.take_back(before);
                         return Ok(Judged::Later);
                     }
                     Err(error) => Halt::Refused(error),
                 },
                 Err(halt) => halt,
             };
-            group.stage.rollback();
+            group.take_back(before);
             match halt {
                 Halt::Miss(miss) => self.forest.load(miss).await?,
                 Halt::Refused(error) => return Ok(Judged::Refused(error)),
@@ -259,9 +274,11 @@ impl Core {
         Ok(Judged::Refused(StoreError::Invalid("a decision looks at more than the node cache holds".into())))
     }
 
-    fn attempt(&self, group: &Group, work: &Work, lsn: Lsn, fx: &mut Effects) -> Result<Vec<Intent>, Halt> {
+    /// Puts one transaction's changes on the stage, and its intents behind the payload.
+    fn attempt(&self, group: &mut Group, work: &Work, lsn: Lsn, fx: &mut Effects) -> Result<(), Halt> {
+        let decided: Vec<Intent>;
         let intents = match &work.kind {
-            Kind::Fixed(intents) => intents.clone(),
+            Kind::Fixed(intents) => intents,
             Kind::Decide(decide) => {
                 let stage = match planted(Canary::ConditionOnApplied) {
                     false => group.stage.clone(),
@@ -270,19 +287,21 @@ impl Core {
                 let ops = decide(&CtgView { stage, lsn })?;
                 let (entry, key) = (self.forest.entry_max(), self.forest.key_max());
                 ctg::check_ops(&ops, entry, key, self.ctg_tx).map_err(Halt::Refused)?;
-                ops.into_iter().map(Intent::Ctg).collect()
+                decided = ops.into_iter().map(Intent::Ctg).collect();
+                &decided
             }
         };
-        apply::run(&group.stage, self.shape, lsn, &intents, fx)?;
+        apply::run(&group.stage, self.shape, lsn, intents, fx)?;
         group.stage.touch_new()?;
-        Ok(intents)
+        if !intents.is_empty() {
+            intent::encode(intents, &mut group.payload);
+        }
+        Ok(())
     }
 
-    /// Whether the group has room for one more; an error when it never will.
-    fn fits(&self, group: &Group, class: TxClass, intents: &[Intent]) -> Result<bool, StoreError> {
-        let mut bytes = Vec::new();
-        intent::encode(intents, &mut bytes);
-        let payload = group.payload.len() + bytes.len();
+    /// Whether the group had room for the one that is its last now; an error when it never will.
+    fn fits(&self, group: &Group, class: TxClass) -> Result<bool, StoreError> {
+        let payload = group.payload.len();
         if group.count > 0 && payload > self.limits.group_bytes as usize {
             return Ok(false);
         }
@@ -335,8 +354,9 @@ impl Core {
     }
 
     /// Takes over what an applied transaction means for the state in memory.
-    fn absorb(&self, work: &Work, fx: Effects) {
-        let Effects { freed, dead, fenced, named: _ } = fx;
+    fn absorb(&self, work: &Work, fx: Effects, lsn: Lsn) {
+        self.unwritten.take_over(&fx, lsn);
+        let Effects { inline: _, freed, dead, fenced, named: _ } = fx;
         for reservation in &work.reservations {
             reservation.consume();
         }

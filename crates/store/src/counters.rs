@@ -10,6 +10,9 @@ pub struct StoreCounters {
     pub data_writes: u64,
     pub data_write_bytes: u64,
     pub data_flushes: u64,
+    /// Writes whose data travelled in the journal, and their bytes.
+    pub inline_writes: u64,
+    pub inline_bytes: u64,
     pub journal_writes: u64,
     pub journal_bytes: u64,
     /// Flushes after journal writes; zero where the device takes FUA with the write.
@@ -32,12 +35,14 @@ pub struct StoreCounters {
 
 impl StoreCounters {
     /// Names and values, as `status` and metrics show them.
-    pub fn rows(&self) -> [(&'static str, u64); 17] {
+    pub fn rows(&self) -> [(&'static str, u64); 19] {
         [
             ("data_reads", self.data_reads),
             ("data_writes", self.data_writes),
             ("data_write_bytes", self.data_write_bytes),
             ("data_flushes", self.data_flushes),
+            ("inline_writes", self.inline_writes),
+            ("inline_bytes", self.inline_bytes),
             ("journal_writes", self.journal_writes),
             ("journal_bytes", self.journal_bytes),
             ("journal_flushes", self.journal_flushes),

@@ -4,7 +4,7 @@
 use crate::apply;
 use crate::cob::CobInfo;
 use crate::error::{OpenError, StoreError};
-use crate::intent::{self, Intent};
+use crate::intent::{self, Inline, Intent};
 use crate::journal::reader::Reader;
 use crate::recovery;
 use crate::region::Regions;
@@ -122,6 +122,9 @@ pub async fn dump_journal(regions: &Regions, arena: &Arena) -> Result<Vec<Record
 fn line(intent: &Intent) -> String {
     use crate::ctg::CtgOp;
     match intent {
+        Intent::Inline(Inline { map, bytes }) => {
+            format!("{} and its {bytes:?}", line(&Intent::Map(map.clone())))
+        }
         Intent::Map(map) => {
             let Extent { start, blocks } =
                 map.extents.first().copied().unwrap_or(Extent { start: 0, blocks: 0 });

@@ -19,8 +19,12 @@ pub enum Placement {
 /// Limits of one open target. Sizes in bytes unless the name says otherwise.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Memory for tree nodes.
+    /// Memory for tree nodes, and for data that are in the journal only.
     pub node_cache: u64,
+    /// Data bytes of a write that may travel in the journal; 0: none may.
+    pub inline_max: u64,
+    /// Data bytes that are in the journal only. More are written to their blocks at once.
+    pub inline_unwritten_max: u64,
     /// Memory for the I/O of journal, trees and superblocks. Never shared with payload: a checkpoint that
     /// waits for payload to leave, while payload waits for the checkpoint, would wait for ever.
     pub meta_arena: u64,
@@ -65,6 +69,8 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             node_cache: 256 << 20,
+            inline_max: 16 << 10,
+            inline_unwritten_max: 16 << 20,
             meta_arena: META_ARENA,
             dirty_max: 64 << 20,
             journal_fill_pct: 40,
@@ -89,10 +95,17 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// Unwritten bytes have a limit inside the cache's.
+    pub(crate) fn unwritten_max(&self) -> u64 {
+        self.inline_unwritten_max.min(self.node_cache / 3)
+    }
+
     /// A set so small that tests reach every limit.
     pub fn tiny() -> Limits {
         Limits {
-            node_cache: 64 << 10,
+            node_cache: 96 << 10,
+            inline_max: 8 << 10,
+            inline_unwritten_max: 32 << 10,
             meta_arena: META_ARENA,
             dirty_max: 48 << 10,
             journal_fill_pct: 40,

@@ -5,6 +5,7 @@ use crate::balloc::Balloc;
 use crate::chore::Chore;
 use crate::data::Flusher;
 use crate::error::OpenError;
+use crate::inline::Unwritten;
 use crate::journal::ring::Journal;
 use crate::limits::Limits;
 use crate::options::OpenOptions;
@@ -20,7 +21,7 @@ use cobalt_reactor::Ctx;
 use cobalt_reactor::sync::{Notify, Semaphore};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 /// What recovery hands to the open target.
 pub(crate) struct Parts {
@@ -30,6 +31,7 @@ pub(crate) struct Parts {
     pub superblock: Superblock,
     pub shape: Shape,
     pub chores: VecDeque<Chore>,
+    pub unwritten: Unwritten,
 }
 
 impl Store {
@@ -65,6 +67,7 @@ impl Store {
         drop(core.ctx.spawn(core.clone().checkpoint_loop()));
         drop(core.ctx.spawn(core.clone().chore_loop()));
         drop(core.ctx.spawn(core.clone().trim_loop()));
+        drop(core.ctx.spawn(core.clone().write_out_loop()));
         opening.0 = None;
         Ok(store)
     }
@@ -78,7 +81,7 @@ impl Core {
         options: OpenOptions,
         parts: Parts,
     ) -> Rc<Core> {
-        let Parts { forest, balloc, journal, superblock, shape, chores } = parts;
+        let Parts { forest, balloc, journal, superblock, shape, chores, unwritten } = parts;
         let limits = options.limits;
         let ctg_tx = (limits.ctg_tx.min(journal.len / 16) as usize).max(4096);
         let applied = Applied {
@@ -87,7 +90,15 @@ impl Core {
             chain: journal.chain.get(),
         };
         let ctx_random = ctx.random_u64();
-        Rc::new(Core {
+        Rc::new_cyclic(|core: &Weak<Core>| Core {
+            release: {
+                let core = core.clone();
+                Rc::new(move |extents| {
+                    if let Some(core) = core.upgrade() {
+                        core.release_blocks(extents);
+                    }
+                })
+            },
             flusher: Flusher::new(ctx.clone(), regions.data.clone()),
             reads: Semaphore::new(limits.reads),
             ctx,
@@ -120,6 +131,7 @@ impl Core {
             folding: Cell::new(false),
             checkpoint_done: Notify::default(),
             trims: Trims::default(),
+            unwritten: Rc::new(unwritten),
             // Somewhere: a proof of one target's transaction is none of another's.
             next_tx: Cell::new(ctx_random >> 1),
             counters: Cell::default(),

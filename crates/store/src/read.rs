@@ -3,21 +3,25 @@
 use crate::apply::cut;
 use crate::cob::CobData;
 use crate::error::StoreError;
+use crate::inline::Piece;
 use crate::schema::{self, COB, CobRow, MapRow};
 use crate::store::{Core, Store};
 use crate::tree::TreeId;
+use crate::tx::Extent;
 use cobalt_base::canary::{Canary, planted};
 use cobalt_base::checksum::{crc32c, crc32c_combine};
 use cobalt_base::{BLOCK_SIZE, Fid};
 use cobalt_dma::{BUF_MAX, Slice};
 use futures::future::join_all;
-use std::rc::Rc;
+use std::collections::BTreeMap;
 
 /// What a read will find, as the trees have it in one turn.
 struct Plan {
     chunk: u64,
     /// Byte offset in the cob, and the part of a row that begins there.
     parts: Vec<(u64, MapRow)>,
+    /// Blocks whose bytes are not on the device. Taken in the same turn: what frees them also forgets them.
+    unwritten: BTreeMap<u64, Piece>,
 }
 
 impl Store {
@@ -29,8 +33,7 @@ impl Store {
     pub async fn cob_read(&self, fid: Fid, offset: u64, len: u64) -> Result<CobData, StoreError> {
         let core = &self.0;
         let _turn = core.reads.acquire(1).await;
-        let released = core.clone();
-        let _pin = core.balloc.pin(Rc::new(move |extents| released.release_blocks(extents)));
+        let _pin = core.pin_blocks();
         let plan = core.plan_read(fid, offset, len).await?;
         for attempt in 0..2 {
             match core.read_parts(fid, &plan).await {
@@ -84,7 +87,7 @@ impl Core {
         if !offset.is_multiple_of(chunk.max(1)) {
             return Err(StoreError::Invalid(format!("a read at {offset} of chunks of {chunk} bytes")));
         }
-        let mut parts = Vec::new();
+        let (mut parts, mut unwritten) = (Vec::new(), BTreeMap::new());
         let mut at = offset;
         for (start, row) in rows {
             if !row.is_sound(cob.chunk_size, self.shape.data_blocks) {
@@ -94,16 +97,18 @@ impl Core {
             if until < row.len && !until.is_multiple_of(chunk) {
                 return Err(StoreError::Invalid(format!("a read up to {end} cuts a chunk of {chunk} bytes")));
             }
-            parts.push((at, cut(&row, chunk, at - start, until)));
+            let part = cut(&row, chunk, at - start, until);
+            self.unwritten.find(&part.extents, &mut unwritten);
+            parts.push((at, part));
             at = start + until;
         }
-        if at < end { Err(missing(at)) } else { Ok(Plan { chunk, parts }) }
+        if at < end { Err(missing(at)) } else { Ok(Plan { chunk, parts, unwritten }) }
     }
 
     async fn read_parts(&self, fid: Fid, plan: &Plan) -> Result<Vec<Slice>, StoreError> {
         let mut out = Vec::new();
         for (offset, row) in &plan.parts {
-            let slices = self.read_row(fid, *offset, row).await?;
+            let slices = self.read_row(fid, *offset, row, &plan.unwritten).await?;
             if !planted(Canary::ReadUnchecked) {
                 verify(fid, *offset, plan.chunk, row, &slices)?;
             }
@@ -112,24 +117,28 @@ impl Core {
         Ok(out)
     }
 
-    /// The bytes of a row, unchecked: one slice for each device read.
-    async fn read_row(&self, fid: Fid, offset: u64, row: &MapRow) -> Result<Vec<Slice>, StoreError> {
+    /// The bytes of a row, unchecked: one slice for each device read, and for each run of blocks in memory.
+    async fn read_row(
+        &self,
+        fid: Fid,
+        offset: u64,
+        row: &MapRow,
+        unwritten: &BTreeMap<u64, Piece>,
+    ) -> Result<Vec<Slice>, StoreError> {
         let region = &self.regions.data;
         let most = u64::from(region.device.identify().transfer_max).min(BUF_MAX as u64) / BLOCK_SIZE;
-        let mut pieces = Vec::new();
-        for extent in &row.extents {
-            let (mut start, mut left) = (extent.start, u64::from(extent.blocks));
-            while left > 0 {
-                let blocks = left.min(most.max(1));
-                pieces.push((start * BLOCK_SIZE, blocks * BLOCK_SIZE));
-                start += blocks;
-                left -= blocks;
+        let pieces: Vec<Run> =
+            row.extents.iter().flat_map(|extent| runs(*extent, most.max(1), unwritten)).collect();
+        self.count(|c| c.data_reads += pieces.iter().filter(|r| !r.in_memory).count() as u64);
+        let reads = pieces.into_iter().map(|run| async move {
+            let mut buf = self.arena.alloc((run.blocks * BLOCK_SIZE) as usize).await;
+            if !run.in_memory {
+                return region.read(run.start * BLOCK_SIZE, buf).await;
             }
-        }
-        self.count(|c| c.data_reads += pieces.len() as u64);
-        let reads = pieces.into_iter().map(|(at, len)| async move {
-            let buf = self.arena.alloc(len as usize).await;
-            region.read(at, buf).await
+            for (block, number) in buf.chunks_mut(BLOCK_SIZE as usize).zip(run.start..) {
+                unwritten.get(&number).expect("a run in memory is of blocks that are there").fill(block);
+            }
+            Ok(buf)
         });
         let mut left = row.len as usize;
         let mut slices = Vec::new();
@@ -142,6 +151,32 @@ impl Core {
         }
         Ok(slices)
     }
+}
+
+/// Neighbouring blocks that one read gets.
+struct Run {
+    start: u64,
+    blocks: u64,
+    in_memory: bool,
+}
+
+/// Cuts an extent into reads of at most `most` blocks, from memory or from the device.
+fn runs(extent: Extent, most: u64, unwritten: &BTreeMap<u64, Piece>) -> Vec<Run> {
+    let end = extent.start + u64::from(extent.blocks);
+    let mut out = Vec::new();
+    let mut start = extent.start;
+    while start < end {
+        let next = unwritten.range(start..end).next().map(|(block, _)| *block);
+        let in_memory = next == Some(start);
+        let until = match next {
+            Some(_) if in_memory => (start..end).find(|b| !unwritten.contains_key(b)).unwrap_or(end),
+            next => next.unwrap_or(end),
+        };
+        let blocks = (until - start).min(most);
+        out.push(Run { start, blocks, in_memory });
+        start += blocks;
+    }
+    out
 }
 
 /// Checks every chunk; a chunk may lie in several slices.

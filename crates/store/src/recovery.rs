@@ -9,6 +9,7 @@ use crate::apply::{self, Effects, Halt, Shape};
 use crate::balloc::Balloc;
 use crate::chore;
 use crate::error::OpenError;
+use crate::inline::Unwritten;
 use crate::intent;
 use crate::journal::reader::Reader;
 use crate::journal::record::{self, Header};
@@ -62,11 +63,13 @@ pub(crate) async fn recover(
     if survey.beyond > 0 {
         tracing::info!(records = survey.beyond, "dropped a torn journal tail: none of it was acknowledged");
     }
-    let tree_limits = TreeLimits { cache_bytes: options.limits.node_cache, ..TreeLimits::default() };
+    let cache_bytes = options.limits.node_cache - options.limits.unwritten_max();
+    let tree_limits = TreeLimits { cache_bytes, ..TreeLimits::default() };
     let forest = Rc::new(Forest::open(ctx, &regions.meta, arena, &sb, tree_limits).await?);
     let shape = shape_of(&sb, forest.entry_max());
     let mut reader = Reader::new(Some(ctx), &regions.meta, arena, &sb);
-    redo_all(&forest, shape, &mut reader, &sb, survey.used).await?;
+    let unwritten = Unwritten::default();
+    redo_all(&forest, shape, &mut reader, &sb, survey.used, &unwritten).await?;
     let superblock = if options.read_only { sb.clone() } else { mount(regions, arena, &sb, &survey).await? };
     let start = Start {
         at: sb.geometry.journal_at(),
@@ -81,7 +84,7 @@ pub(crate) async fn recover(
     let journal = Journal::new(&regions.meta, arena, superblock.target, start, &options.limits).await;
     let balloc = Balloc::open(forest.clone(), shape, &options.limits).await?;
     let chores = if options.read_only { VecDeque::new() } else { chore::unfinished(&forest).await? };
-    Ok(Parts { forest, balloc, journal, superblock, shape, chores })
+    Ok(Parts { forest, balloc, journal, superblock, shape, chores, unwritten })
 }
 
 /// What superblocks and journal look like, and the row of the table that this is.
@@ -236,6 +239,7 @@ pub(crate) async fn redo_all(
     reader: &mut Reader<'_>,
     sb: &Superblock,
     used: u64,
+    unwritten: &Unwritten,
 ) -> Result<(), OpenError> {
     let journal_at = sb.geometry.journal_at();
     let mut survey = Survey::new(Anchor::from(sb), reader.len);
@@ -251,7 +255,7 @@ pub(crate) async fn redo_all(
                 return Err(Corrupt::new("journal", journal_at + offset, "it changed under the start").into());
             }
         };
-        redo(forest, shape, &payload, &header, journal_at).await?;
+        redo(forest, shape, &payload, &header, journal_at, unwritten).await?;
     }
     Ok(())
 }
@@ -263,18 +267,24 @@ pub(crate) async fn redo(
     payload: &[u8],
     header: &Header,
     journal_at: u64,
+    unwritten: &Unwritten,
 ) -> Result<(), OpenError> {
     let address = journal_at + header.offset;
     let txs = intent::decode(payload, header.count, address)?;
     let _epoch = forest.epoch();
     let stage = Stage::new(forest.clone());
+    let mut effects = Vec::new();
     for (i, intents) in txs.iter().enumerate() {
         let lsn = Lsn(header.first + i as u64);
         loop {
-            let attempt = apply::run(&stage, shape, lsn, intents, &mut Effects::default());
+            let mut fx = Effects::default();
+            let attempt = apply::run(&stage, shape, lsn, intents, &mut fx);
             let attempt = attempt.and_then(|()| Ok(stage.touch_new()?));
             match attempt {
-                Ok(()) => break,
+                Ok(()) => {
+                    effects.push((lsn, fx));
+                    break;
+                }
                 Err(Halt::Miss(miss)) => {
                     stage.rollback();
                     forest.load(miss).await?;
@@ -288,12 +298,14 @@ pub(crate) async fn redo(
         }
         stage.savepoint();
     }
-    loop {
-        match stage.touch().and_then(|()| stage.mutate()) {
-            Ok(()) => return Ok(()),
-            Err(miss) => forest.load(miss).await?,
-        }
+    while let Err(miss) = stage.touch().and_then(|()| stage.mutate()) {
+        forest.load(miss).await?;
     }
+    // What is still mapped after the last record is what is to be written out.
+    for (lsn, fx) in effects {
+        unwritten.take_over(&fx, lsn);
+    }
+    Ok(())
 }
 
 /// The new mount's superblock: the same trees, an epoch above any seen, and where that begins.

@@ -1,7 +1,7 @@
 //! The open target: its state, its background tasks and the calls that are not a write or a read.
 
 use crate::apply::{self, Halt, Shape};
-use crate::balloc::Balloc;
+use crate::balloc::{Balloc, ReadPin};
 use crate::chore::Chore;
 use crate::cob::CobInfo;
 use crate::commit::Work;
@@ -9,6 +9,7 @@ use crate::counters::{Space, StoreCounters, StoreStatus};
 use crate::ctg::Ctg;
 use crate::data::Flusher;
 use crate::error::StoreError;
+use crate::inline::Unwritten;
 use crate::intent::Intent;
 use crate::journal::ring::Journal;
 use crate::limits::Limits;
@@ -18,7 +19,7 @@ use crate::stage::Stage;
 use crate::superblock::Superblock;
 use crate::tree::{Forest, TreeId};
 use crate::trim::Trims;
-use crate::tx::{Committed, TxClass};
+use crate::tx::{Committed, Extent, TxClass};
 use cobalt_base::{BLOCK_SIZE, Fid, Lsn, SessionId};
 use cobalt_dma::Arena;
 use cobalt_reactor::Ctx;
@@ -53,6 +54,8 @@ pub(crate) struct Core {
     pub shape: Shape,
     pub forest: Rc<Forest>,
     pub balloc: Rc<Balloc>,
+    /// What becomes of blocks that the last pin lets go.
+    pub release: Rc<dyn Fn(Vec<Extent>)>,
     pub journal: Rc<Journal>,
     /// The durable superblock.
     pub superblock: RefCell<Superblock>,
@@ -83,6 +86,7 @@ pub(crate) struct Core {
     pub folding: Cell<bool>,
     pub checkpoint_done: Notify,
     pub trims: Trims,
+    pub unwritten: Rc<Unwritten>,
     pub flusher: Flusher,
     pub reads: Semaphore,
     pub next_tx: Cell<u64>,
@@ -283,6 +287,17 @@ impl Core {
         self.chore.notify_all();
         self.checkpoint_done.notify_all();
         self.trims.some.notify_all();
+        self.unwritten.changed.notify_all();
+    }
+
+    /// Whether a checkpoint may wait for the host: not when the target ends, or has not begun.
+    pub(crate) fn may_wait(&self) -> bool {
+        !self.closed.get() && !self.folding.get() && self.is_well().is_ok()
+    }
+
+    /// While it lives, no block that is mapped now is reused.
+    pub(crate) fn pin_blocks(&self) -> ReadPin {
+        self.balloc.pin(self.release.clone())
     }
 
     pub(crate) fn is_well(&self) -> Result<(), StoreError> {
@@ -351,6 +366,11 @@ impl Store {
 
 #[cfg(test)]
 impl Store {
+    /// Blocks whose bytes are only in the journal and in memory.
+    pub(crate) fn unwritten(&self) -> u64 {
+        self.0.unwritten.len()
+    }
+
     /// Bytes of nodes in memory.
     pub(crate) fn cache_bytes(&self) -> u64 {
         self.0.forest.cache_stats().bytes

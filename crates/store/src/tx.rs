@@ -2,6 +2,7 @@
 //! to [`Committed`]. Dropped at any point before its commit, it leaves no trace.
 
 use crate::balloc::Reservation;
+use crate::inline::Carried;
 use crate::intent::Intent;
 use crate::journal::ring::Room;
 use crate::tree::EpochGuard;
@@ -53,6 +54,8 @@ pub struct Tx {
     pub(crate) id: u64,
     pub(crate) class: TxClass,
     pub(crate) data_max: u64,
+    /// Its record has room for its data.
+    pub(crate) small: bool,
     pub(crate) intents: Vec<Intent>,
     pub(crate) reservations: Vec<Rc<Reservation>>,
     pub(crate) room: Room,
@@ -67,10 +70,12 @@ pub struct SealedTx {
     pub(crate) tx: Tx,
 }
 
-/// Proof that the bytes of one transaction are durable on the data device.
+/// Proof that the bytes of one transaction are durable no later than its record: on the data device
+/// already, or within that record, which this carries them to.
 #[must_use = "a proof that nobody takes proves nothing"]
 pub struct DataStable {
     pub(crate) tx: u64,
+    pub(crate) carried: Option<Carried>,
 }
 
 /// Proof that a transaction is durable and applied.

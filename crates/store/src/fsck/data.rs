@@ -2,6 +2,7 @@
 
 use super::progress::Meter;
 use crate::geometry::Region;
+use crate::inline::Unwritten;
 use crate::schema::MapRow;
 use cobalt_base::checksum::{crc32c, crc32c_combine};
 use cobalt_base::{BLOCK_SIZE, Fid};
@@ -9,6 +10,7 @@ use cobalt_bdev::IoError;
 use cobalt_dma::Arena;
 use futures::future::join_all;
 use smallvec::SmallVec;
+use std::rc::Rc;
 
 /// Chunks in flight.
 const BATCH: usize = 64;
@@ -42,12 +44,14 @@ pub(super) struct Wrong {
 pub(super) struct Chunks {
     data: Region,
     arena: Arena,
+    /// Bytes that are not on their blocks yet.
+    unwritten: Rc<Unwritten>,
     waiting: Vec<Chunk>,
 }
 
 impl Chunks {
-    pub fn new(data: Region, arena: Arena) -> Chunks {
-        Chunks { data, arena, waiting: Vec::new() }
+    pub fn new(data: Region, arena: Arena, unwritten: Rc<Unwritten>) -> Chunks {
+        Chunks { data, arena, unwritten, waiting: Vec::new() }
     }
 
     /// Whether the batch should be read.
@@ -107,7 +111,8 @@ impl Chunks {
             while blocks > 0 {
                 let count = blocks.min(most.max(1));
                 let buf = self.arena.alloc((count * BLOCK_SIZE) as usize).await;
-                let buf = self.data.read(start * BLOCK_SIZE, buf).await?;
+                let mut buf = self.data.read(start * BLOCK_SIZE, buf).await?;
+                self.unwritten.overlay(start, &mut buf);
                 let real = left.min(count * BLOCK_SIZE);
                 crc = crc32c_combine(crc, crc32c(&buf[..real as usize]), real);
                 (start, blocks, left) = (start + count, blocks - count, left - real);

@@ -98,7 +98,7 @@ impl Check<'_> {
         let data = if self.options.data { data_bytes(&self.superblock) } else { 0 };
         self.meter.begin(if self.options.data { "rows and data" } else { "rows" }, data);
         let mut join = Join::new(source);
-        let mut chunks = Chunks::new(self.regions.data.clone(), self.arena.clone());
+        let mut chunks = Chunks::new(self.regions.data.clone(), self.arena.clone(), self.unwritten.clone());
         loop {
             self.settle(&mut join).await;
             let Some(fid) = join.next_fid() else { break };

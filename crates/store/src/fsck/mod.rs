@@ -26,6 +26,7 @@ pub use report::{At, FINDINGS_MAX, Finding, FsckReport, LostKeys, Side, TOUCHED_
 
 use crate::apply::Shape;
 use crate::error::OpenError;
+use crate::inline::Unwritten;
 use crate::limits::Limits;
 use crate::recovery;
 use crate::region::Regions;
@@ -92,6 +93,8 @@ struct Check<'a> {
     nodes: HashMap<u64, usize>,
     /// Trees of which something is out of reach.
     broken: [bool; 4],
+    /// Data that only the journal has.
+    unwritten: Rc<Unwritten>,
 }
 
 impl<'a> Check<'a> {
@@ -119,6 +122,7 @@ impl<'a> Check<'a> {
             meter,
             nodes: HashMap::new(),
             broken: [false; 4],
+            unwritten: Rc::default(),
         }
     }
 

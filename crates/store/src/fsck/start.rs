@@ -88,6 +88,7 @@ impl Check<'_> {
             }
             Err(error) => {
                 self.report.checkpoint_only = true;
+                self.unwritten = Rc::default(); // The checkpoint's data are on their blocks.
                 let (at, found) = match error {
                     OpenError::Damaged { address, found, .. } => (Some(At::meta(address)), found),
                     other => (None, other.to_string()),
@@ -104,7 +105,9 @@ impl Check<'_> {
         let limits = TreeLimits { cache_bytes: self.options.limits.node_cache, ..TreeLimits::default() };
         let forest = Rc::new(Forest::open(ctx, meta, self.arena, &self.superblock, limits).await?);
         let mut reader = Reader::new(Some(ctx), meta, self.arena, &self.superblock);
-        recovery::redo_all(&forest, self.shape, &mut reader, &self.superblock, survey.used).await?;
+        let unwritten = &self.unwritten;
+        recovery::redo_all(&forest, self.shape, &mut reader, &self.superblock, survey.used, unwritten)
+            .await?;
         Ok(forest)
     }
 }

@@ -173,6 +173,11 @@ impl Journal {
         self.fits(TxClass::Delete, BLOCK_SIZE)
     }
 
+    /// Whether a transaction of this payload can ever have a place.
+    pub(crate) fn may_hold(&self, payload: usize) -> bool {
+        record::record_len(payload) <= self.len / 4 && payload <= self.payload_max()
+    }
+
     /// Promises space for a transaction of `payload` bytes, waiting for a checkpoint if need be.
     ///
     /// # Errors
@@ -184,7 +189,7 @@ impl Journal {
         check: impl Fn() -> Result<(), StoreError>,
     ) -> Result<Room, StoreError> {
         let bytes = record::record_len(payload);
-        if bytes > self.len / 4 || payload > self.payload_max() {
+        if !self.may_hold(payload) {
             return Err(StoreError::Invalid(format!("a transaction of {payload} bytes is too large")));
         }
         if class < TxClass::Checkpoint && refused(Point::Journal) {

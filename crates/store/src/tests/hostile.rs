@@ -411,7 +411,7 @@ fn no_room_of_the_ring_is_reused_before_the_superblock_is_durable() {
 fn writes_share_flushes_and_none_counts_that_began_before() {
     for seed in 0..4 {
         run(seed, async move |ctx| {
-            let rig = Rig::new(&ctx).await;
+            let rig = Rig::without_inline(&ctx).await;
             rig.data.slow_flush_us.set(5_000);
             let mut tasks = Vec::new();
             for n in 0..8u64 {
@@ -439,7 +439,7 @@ fn writes_share_flushes_and_none_counts_that_began_before() {
 #[test]
 fn a_full_host_refuses_a_write_and_a_flush_that_fails_for_it_ends_the_target() {
     run(12, async |ctx| {
-        let rig = Rig::new(&ctx).await;
+        let rig = Rig::without_inline(&ctx).await;
         let start = rig.store.space();
         let bytes = pattern(1, CHUNK);
         rig.data.host_full.set(true);

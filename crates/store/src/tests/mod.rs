@@ -7,5 +7,6 @@ mod crash;
 mod damage;
 mod fsck;
 mod hostile;
+mod inline;
 mod model;
 mod write_path;

@@ -63,6 +63,11 @@ impl Rig {
         Rig::with(ctx, Limits::tiny()).await
     }
 
+    /// A new target that writes all data to their blocks at once.
+    pub async fn without_inline(ctx: &Ctx) -> Rig {
+        Rig::with(ctx, Limits { inline_max: 0, ..Limits::tiny() }).await
+    }
+
     pub async fn with(ctx: &Ctx, limits: Limits) -> Rig {
         let arena = Arena::new(ArenaConfig { limit: 16 << 20 }).unwrap();
         let (regions, meta, data) = devices(ctx, vec![0; META], vec![0; DATA]);
