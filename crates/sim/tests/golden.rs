@@ -1,6 +1,8 @@
 //! An image of each format version is kept, and every later version of the code opens it and reads it all. Version 1
 //! was written by the code that first had it; `COBALT_GOLDEN=write` makes the image of a version that has none yet.
 
+#![allow(clippy::unwrap_used, reason = "a test, with helpers of its own")]
+
 use cobalt_base::checksum::{crc32c, xxh3};
 use cobalt_base::{Fid, SessionId};
 use cobalt_dma::{Arena, ArenaConfig};

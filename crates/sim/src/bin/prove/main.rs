@@ -4,7 +4,9 @@
 //! failed, how to run just that again, and ends with 1. Everything a run does follows from its seed.
 
 mod ageing;
+mod corrupt;
 mod crash;
+mod layout;
 mod models;
 mod nth;
 mod run;
@@ -27,6 +29,8 @@ enum Layer {
     Ageing,
     /// Every state that a crash may leave
     Crash,
+    /// Layer 5: every kind of damage, and what must come of it
+    Corrupt,
 }
 
 #[derive(Parser)]
@@ -57,6 +61,7 @@ fn main() -> ExitCode {
         Layer::Sim => sim::run(&options.run),
         Layer::Ageing => ageing::run(&options.run),
         Layer::Crash => crash::run(&options.run),
+        Layer::Corrupt => corrupt::run(&options.run),
     };
     run::report(&name, &options.run, outcome)
 }
