@@ -32,6 +32,7 @@ mod sweep;
 mod target;
 
 pub mod secrets;
+pub mod show;
 
 /// The catalogue of credentials: its values are hidden from people.
 pub use schema::CREDENTIALS;

@@ -35,6 +35,7 @@ mod dump;
 mod format;
 mod fsck;
 pub mod geometry;
+mod inspect;
 mod opening;
 mod recovery;
 
@@ -56,6 +57,7 @@ pub use fsck::{
     TOUCHED_MAX, Touched, fsck,
 };
 pub use geometry::Region;
+pub use inspect::{GroupRow, Inspection, Item, NodeChild, NodeView, Rows, Skipped};
 pub use journal::table as recovery_table;
 pub use limits::{Limits, META_ARENA, Placement};
 pub use options::{FormatOptions, OpenOptions};

@@ -211,37 +211,122 @@ pub enum KeyCommand {
 }
 
 #[derive(Args)]
+#[command(after_long_help = FSCK_HELP)]
 pub struct FsckArgs {
+    /// Targets to check: names of the configuration, device URIs, or paths of files and block devices [default: all
+    /// targets of the configuration]
+    #[arg(value_name = "TARGET")]
+    pub targets: Vec<String>,
     #[command(flatten)]
     pub place: PlaceArgs,
     /// Read all data too, and compare it with its checksums.
     #[arg(long)]
     pub data: bool,
+    /// Show how far the check is: a bar on a terminal, lines elsewhere.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHEN",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = ProgressWhen::Auto,
+        default_missing_value = "always"
+    )]
+    pub progress: ProgressWhen,
     /// How to print.
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     pub output: Output,
+    /// The same as --output json.
+    #[arg(long)]
+    pub json: bool,
+}
+
+const FSCK_HELP: &str = "\
+Checks every node, row, data block and count, in the state that the next start would have after redoing the journal.
+Nothing is written. The processes that serve the targets must be stopped.
+
+Exit codes:
+  0  clean, or only what the next start mends by itself (a superblock copy that a crash left old)
+  1  damage was found, or a target could not be checked
+  2  the command line or the configuration is wrong
+
+Examples:
+  cobalt fsck --data-dir ./cobalt-data --data
+  cobalt fsck --config cobalt.toml t0 t1 --json
+  cobalt fsck /dev/nvme0n1
+
+docs/operations/fsck.md says what each kind of finding means and what to do.";
+
+/// When progress is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ProgressWhen {
+    /// On a terminal.
+    Auto,
+    Always,
+    Never,
 }
 
 #[derive(Args)]
+#[command(after_long_help = DUMP_HELP)]
 pub struct DumpArgs {
     /// What to print.
     #[arg(value_enum)]
     pub what: DumpWhat,
-    /// The device, as the configuration names it.
-    #[arg(long, value_name = "URI")]
+    /// The target: a name of the configuration, a device URI, or a path.
+    #[arg(long, value_name = "TARGET")]
     pub target: String,
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    /// One node block instead: its header, its verdict and its rows.
+    #[arg(long, value_name = "BLOCK")]
+    pub node: Option<u64>,
+    /// Only this cob, as fsck prints it; with `cob`, its extents too.
+    #[arg(long, value_name = "FID")]
+    pub fid: Option<String>,
+    /// Only this catalogue: its number or its name, as in objects.
+    #[arg(long, value_name = "CATALOGUE")]
+    pub ctg: Option<String>,
+    /// Only keys that begin so: text, or hexadecimal after 0x.
+    #[arg(long, value_name = "PREFIX")]
+    pub prefix: Option<String>,
     /// Rows at most.
     #[arg(long, value_name = "N", default_value_t = 1000)]
-    pub limit: usize,
+    pub limit: u64,
+    /// How to print.
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+    /// The same as --output json.
+    #[arg(long)]
+    pub json: bool,
 }
+
+const DUMP_HELP: &str = "\
+Rows are those of the trees after the journal, as the next start will have them. What is damaged is skipped, and said.
+Nothing is written. Secrets are not shown.
+
+Examples:
+  cobalt dump superblock --target cobalt-data/targets/t0
+  cobalt dump cob --fid 1:2a --target t0 --data-dir ./cobalt-data
+  cobalt dump ctg --ctg buckets --target t0 --json
+  cobalt dump extmap --node 17 --target t0";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DumpWhat {
+    /// All copies of the superblock.
     Superblock,
+    /// Node blocks that are used.
+    Bitmap,
+    /// Records of the journal with their intents, the last ones first to be kept by --limit.
     Journal,
+    /// Cobs, tombstones and fences.
     Cob,
-    Balloc,
+    /// Extents of cobs, with checksums.
     Extmap,
+    /// Rows of the allocator.
+    Balloc,
+    /// Used and free blocks by group.
+    Space,
+    /// Rows of the catalogues.
     Ctg,
 }
 

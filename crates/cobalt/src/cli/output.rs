@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use std::io::Write;
 
 /// Version of the JSON of every command. Rises when a field goes or changes its meaning; new fields do not count.
-const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 1;
 
 /// Prints `value`, an object, with `schema_version` in it.
 pub fn json(value: &impl Serialize) -> Result<(), Failure> {

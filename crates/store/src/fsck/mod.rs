@@ -18,7 +18,7 @@ mod progress;
 mod report;
 mod space;
 mod start;
-mod stream;
+pub(crate) mod stream;
 
 pub use kind::FindingKind;
 pub use progress::{Progress, ProgressFn};
@@ -78,6 +78,25 @@ pub async fn fsck(
     check.rows(&source).await;
     check.meter.end();
     Ok(check.report)
+}
+
+/// What whoever only looks begins with: the newest superblock, the trees as the next start will have them, and what is
+/// wrong with superblocks and journal.
+pub(crate) async fn look(
+    ctx: &Ctx,
+    regions: &Regions,
+    arena: &Arena,
+    options: &FsckOptions,
+) -> Result<(Superblock, Source, FsckReport), OpenError> {
+    let copies = superblock::read_all(&regions.meta, arena).await;
+    let findings = recovery::judge(ctx, regions, arena, &copies, None).await;
+    let mut check = Check::new(regions, arena, options, findings.superblock()?);
+    check.copies(&copies);
+    let source = match check.journal(&findings) {
+        Some(journal) => check.redo(ctx, journal, true).await,
+        None => Source::checkpoint(&regions.meta, arena, &check.superblock),
+    };
+    Ok((check.superblock, source, check.report))
 }
 
 /// A check that runs.

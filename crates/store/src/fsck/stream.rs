@@ -3,17 +3,17 @@
 use crate::tree::{Cursor, Lost, Row, Source, Step, TreeId};
 
 /// What of the keys says where a row belongs: a fid, a group, a block.
-pub(super) type PlaceOf<P> = fn(&[u8]) -> Option<P>;
+pub(crate) type PlaceOf<P> = fn(&[u8]) -> Option<P>;
 
 /// Rows in order, with the first one in sight.
-pub(super) struct Stream<'a, P> {
+pub(crate) struct Stream<'a, P> {
     cursor: Cursor<'a>,
     place: PlaceOf<P>,
     head: Option<(P, Row)>,
 }
 
 /// What is met on the way to the next row.
-pub(super) enum Met {
+pub(crate) enum Met {
     Lost(Lost),
     /// A row whose key is of no known form.
     Unknown(Row),

@@ -251,6 +251,31 @@ pub(super) async fn read_bitmap(
         .ok_or_else(|| corrupt("it marks blocks beyond the region".into()))
 }
 
+/// Gives the runs of node blocks that a checkpoint's bitmap marks used: first, and the one behind the last.
+pub(crate) async fn marked_runs(
+    meta: &Region,
+    arena: &Arena,
+    superblock: &Superblock,
+    mut give: impl FnMut(u64, u64),
+) -> Result<(), MetaError> {
+    let space = read_bitmap(meta, arena, superblock).await?;
+    let mut start = None;
+    for block in 0..space.blocks() {
+        match (space.is_live(block), start) {
+            (true, None) => start = Some(block),
+            (false, Some(from)) => {
+                give(from, block);
+                start = None;
+            }
+            _ => {}
+        }
+    }
+    if let Some(from) = start {
+        give(from, space.blocks());
+    }
+    Ok(())
+}
+
 /// How many node blocks a checkpoint's bitmap marks used.
 pub(crate) async fn marked_nodes(
     meta: &Region,
