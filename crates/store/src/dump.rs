@@ -3,13 +3,13 @@
 
 use crate::apply;
 use crate::cob::CobInfo;
-use crate::error::OpenError;
+use crate::error::{OpenError, StoreError};
 use crate::intent::{self, Inline, Intent};
 use crate::journal::reader::Reader;
 use crate::recovery;
 use crate::region::Regions;
 use crate::schema::{self, COB, COUNT_KEY, CobRow, DEAD, FENCE, FREE, MapRow, SUMMARY, TOMB};
-use crate::store::info;
+use crate::store::{Store, info};
 use crate::superblock;
 use crate::tree::TreeId;
 use crate::tx::Extent;
@@ -140,6 +140,32 @@ fn line(intent: &Intent) -> String {
         }
         Intent::Ctg(CtgOp::Delete { ctg, key }) => format!("ctg {ctg} delete {} bytes", key.len()),
         Intent::Named { generation } => format!("superblock {generation} is durable"),
+    }
+}
+
+impl Store {
+    /// Up to `limit` rows of a tree, from the key `from` on; and the key to go on from, until none is left.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn rows(
+        &self,
+        tree: TreeId,
+        from: &[u8],
+        limit: usize,
+    ) -> Result<(Vec<TreeRow>, Option<Vec<u8>>), StoreError> {
+        let mut rows = Vec::new();
+        let mut from = from.to_vec();
+        while rows.len() < limit {
+            let Some((key, value)) = self.0.look(|stage| Ok(stage.next(tree, &from)?)).await? else {
+                return Ok((rows, None));
+            };
+            let row = typed(tree, &key, &value);
+            from.clone_from(&key);
+            from.push(0);
+            rows.push(row.unwrap_or(TreeRow::Unknown { key, value }));
+        }
+        Ok((rows, Some(from)))
     }
 }
 
