@@ -53,3 +53,9 @@ pub fn peak_rss() -> u64 {
     let usage = getrusage(UsageWho::RUSAGE_SELF).expect("a process may ask for its own usage");
     u64::try_from(usage.max_rss()).unwrap_or(0) * 1024
 }
+
+/// Resident size of this process now, in bytes; 0 where the system does not say.
+pub fn rss() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * 4096
+}

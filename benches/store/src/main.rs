@@ -3,9 +3,11 @@
 //! Each prints one line of JSON on stdout, {row, ops, seconds, ops_per_s, ...}, and the same for people on stderr.
 //! `benches/run store` runs them in turn and shows the ratios.
 
+mod cache;
 mod clock;
 mod ctg;
 mod keys;
+mod list;
 #[cfg(feature = "plot")]
 mod plot;
 mod report;
@@ -25,6 +27,10 @@ struct Options {
 enum Row {
     /// Catalogue: puts, then gets, of random keys; this store or one that it is measured beside
     Ctg(ctg::Args),
+    /// Catalogue: scanning, and common prefixes by seeking
+    List(list::Args),
+    /// Whether the cache limit holds while trees grow beyond it
+    Cache(cache::Args),
     /// Latency of durable 4 KiB writes while checkpoints run and while none does
     Tail(tail::Args),
 }
@@ -32,6 +38,8 @@ enum Row {
 fn main() -> anyhow::Result<()> {
     match Options::parse().row {
         Row::Ctg(args) => ctg::run(args),
+        Row::List(args) => list::run(args),
+        Row::Cache(args) => cache::run(args),
         Row::Tail(args) => tail::run(args),
     }
 }

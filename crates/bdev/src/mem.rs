@@ -16,12 +16,12 @@ pub struct MemBdev {
     tables: RefCell<Vec<Option<Box<Table>>>>,
 }
 
-type Table = [Option<Box<Chunk>>; TABLE];
+type Table = [Option<Chunk>; TABLE];
 
 struct Chunk {
     /// A bit for each page in use.
     used: u16,
-    bytes: [u8; CHUNK],
+    bytes: Box<[u8]>,
 }
 
 const _: () = assert!(CHUNK_PAGES == u16::BITS as usize);
@@ -79,7 +79,7 @@ fn write(tables: &mut Vec<Option<Box<Table>>>, offset: u64, mut data: &[u8]) {
             tables.resize_with(table + 1, || None);
         }
         let table = tables[table].get_or_insert_with(|| Box::new([const { None }; TABLE]));
-        let chunk = table[chunk].get_or_insert_with(|| Box::new(Chunk { used: 0, bytes: [0; CHUNK] }));
+        let chunk = table[chunk].get_or_insert_with(|| Chunk { used: 0, bytes: vec![0; CHUNK].into() });
         let (piece, rest) = data.split_at(len);
         data = rest;
         chunk.bytes[within..within + len].copy_from_slice(piece);

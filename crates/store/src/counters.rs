@@ -1,5 +1,7 @@
 //! What a target counts, and what it says of itself.
 
+use crate::store::Store;
+use crate::tree::CacheStats;
 use cobalt_base::Lsn;
 use uuid::Uuid;
 
@@ -91,4 +93,17 @@ pub struct StoreStatus {
     pub dirty_bytes: u64,
     pub cobs: u64,
     pub space: Space,
+}
+
+impl Store {
+    /// The node cache: what it holds, and what it did.
+    pub fn cache(&self) -> CacheStats {
+        self.0.forest.cache_stats()
+    }
+
+    /// Bytes of node blocks in use: by the trees, and by the checkpoint before them.
+    pub fn tree_bytes(&self) -> u64 {
+        let forest = &self.0.forest;
+        (forest.meta_blocks() - forest.meta_free()) * u64::from(self.0.superblock.borrow().geometry.node_size)
+    }
 }

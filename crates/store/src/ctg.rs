@@ -47,10 +47,24 @@ impl Ctg {
     /// # Errors
     /// [`StoreError`].
     pub async fn get(&self, ctg: u32, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.get_with(ctg, key, <[u8]>::to_vec).await
+    }
+
+    /// What `read` makes of the value of a key, where it lies; applied state only, so durable.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn get_with<T>(
+        &self,
+        ctg: u32,
+        key: &[u8],
+        read: impl Fn(&[u8]) -> T,
+    ) -> Result<Option<T>, StoreError> {
         let key = schema::ctg_key(ctg, key);
-        match self.0.0.forest.get(TreeId::Ctg, &key) {
+        let forest = &self.0.0.forest;
+        match forest.get_with(TreeId::Ctg, &key, &read) {
             Ok(found) => Ok(found),
-            Err(_) => self.0.0.look(|stage| Ok(stage.get(TreeId::Ctg, &key)?)).await,
+            Err(_) => self.0.0.look(|_| Ok(forest.get_with(TreeId::Ctg, &key, &read)?)).await,
         }
     }
 

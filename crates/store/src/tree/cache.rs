@@ -3,6 +3,7 @@
 //! Dirty and frozen nodes exist nowhere else, and what an open transaction touched must still be
 //! there when it is applied; the rest is a copy of the disk.
 
+use super::index::BlockIndex;
 use super::limits::{CLEAN_MIN, EVICT_STEPS_MAX, PINNED_PERCENT};
 use super::node::Node;
 use slab::Slab;
@@ -144,7 +145,7 @@ impl Epochs {
 /// The cache of one forest.
 pub(super) struct Cache {
     entries: Slab<Entry>,
-    by_block: BlockMap<usize>,
+    by_block: BlockIndex,
     /// Entries that are dirty, in no order.
     dirty: Vec<usize>,
     frozen: usize,
@@ -169,7 +170,7 @@ impl Cache {
     pub fn new(node_size: u64, limit: u64) -> Cache {
         Cache {
             entries: Slab::new(),
-            by_block: BlockMap::default(),
+            by_block: BlockIndex::default(),
             dirty: Vec::new(),
             frozen: 0,
             doubled: 0,
@@ -214,7 +215,7 @@ impl Cache {
 
     /// The entry of a block, which counts as used now.
     pub fn find(&self, block: u64) -> Option<usize> {
-        let found = self.by_block.get(&block).copied();
+        let found = self.peek(block);
         match found {
             Some(at) => {
                 self.entries[at].hot.set(true);
@@ -227,7 +228,7 @@ impl Cache {
 
     /// Whether a block is here, without a trace of the question.
     pub fn peek(&self, block: u64) -> Option<usize> {
-        self.by_block.get(&block).copied()
+        self.by_block.get(block, |at| self.entries[at].node.block == block)
     }
 
     pub fn node(&self, at: usize) -> &Node {
@@ -314,39 +315,39 @@ impl Cache {
     pub fn insert_clean(&mut self, node: Node) {
         self.evict();
         let block = node.block;
+        assert!(self.peek(block).is_none(), "node block {block} is cached twice");
         let entry = Entry::new(node, State::Clean, 0);
         self.beside += entry.beside;
         let at = self.entries.insert(entry);
-        let old = self.by_block.insert(block, at);
-        assert!(old.is_none(), "node block {block} is cached twice");
+        self.by_block.insert(block, at);
     }
 
     /// Takes in a node of the running generation.
     pub fn insert_dirty(&mut self, node: Node, touched: u64) -> usize {
         let block = node.block;
+        assert!(self.peek(block).is_none(), "node block {block} is cached twice");
         let state = State::Dirty(self.dirty.len());
         let entry = Entry::new(node, state, touched);
         self.beside += entry.beside;
         let at = self.entries.insert(entry);
         self.dirty.push(at);
-        let old = self.by_block.insert(block, at);
-        assert!(old.is_none(), "node block {block} is cached twice");
+        self.by_block.insert(block, at);
         at
     }
 
     /// Moves a clean or frozen node to a new block of the running generation. A frozen one is copied:
     /// the old image is still to be written.
     pub fn rewrite(&mut self, at: usize, block: u64, generation: u64) {
+        assert!(self.peek(block).is_none(), "node block {block} is cached twice");
         self.doubled += usize::from(self.entries[at].state == State::Frozen);
         self.leave_state(at);
         let entry = &mut self.entries[at];
         entry.state = State::Dirty(self.dirty.len());
         self.dirty.push(at);
         let node = Rc::make_mut(&mut entry.node);
-        self.by_block.remove(&node.block);
+        self.by_block.remove(node.block, at);
         (node.block, node.generation) = (block, generation);
-        let old = self.by_block.insert(block, at);
-        assert!(old.is_none(), "node block {block} is cached twice");
+        self.by_block.insert(block, at);
     }
 
     /// Drops a node; gives its block and whether the running generation wrote it.
@@ -356,7 +357,7 @@ impl Cache {
         self.leave_state(at);
         let entry = self.entries.remove(at);
         self.beside -= entry.beside;
-        self.by_block.remove(&entry.node.block);
+        self.by_block.remove(entry.node.block, at);
         (entry.node.block, fresh)
     }
 

@@ -9,6 +9,7 @@ pub mod limits;
 
 mod cache;
 mod forest;
+mod index;
 mod insert;
 mod metaspace;
 mod node;

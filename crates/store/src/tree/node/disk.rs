@@ -97,7 +97,7 @@ impl Node {
             return Err(format!("{count} entries do not fit below offset {cells}"));
         }
         let mut node = Node {
-            slots: Vec::new(),
+            slots: SmallVec::new(),
             prefix: SmallVec::new(),
             image,
             tree: expect.tree,

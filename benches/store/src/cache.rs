@@ -1,0 +1,77 @@
+//! Row `cache`: whether the cache limit holds while a catalogue grows far beyond it, on a sparse file or in memory.
+//!
+//! Keys are put in random order, so that every put may change another node. The most that the cache accounts for and
+//! the most that the process has resident, above what it had before, are set against the limit. `--gib` is the size of
+//! the trees; the full row has 20.
+
+use crate::clock::{Clock, peak_rss, rss};
+use crate::report::Report;
+use crate::target::Place;
+use cobalt_base::ByteSize;
+use cobalt_reactor::{Ctx, Reactor, ReactorConfig};
+use cobalt_store::{CtgOp, Limits};
+use std::path::PathBuf;
+
+const CTG: u32 = 7;
+/// Bytes of a value: with its key, three quarters of what an entry may have.
+const VALUE: usize = 4000;
+/// Operations of one transaction.
+const BATCH: u64 = 32;
+
+/// How to run the row.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Size of the trees, in GiB
+    #[arg(long, default_value_t = 2)]
+    gib: u64,
+    /// Cache limit
+    #[arg(long, default_value = "256MiB")]
+    cache: ByteSize,
+    /// The sparse file
+    #[arg(long, default_value = "/tmp/store-bench.cache")]
+    file: PathBuf,
+}
+
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let reactor = Reactor::new(ReactorConfig::default())?;
+    let ctx = reactor.ctx();
+    reactor.block_on(async move {
+        let result = drive(&ctx, &args).await;
+        let _ = std::fs::remove_file(&args.file);
+        result
+    })
+}
+
+async fn drive(ctx: &Ctx, args: &Args) -> anyhow::Result<()> {
+    let limits = Limits { node_cache: args.cache.0, dirty_max: args.cache.0 / 4, ..Limits::default() };
+    let meta = (args.gib << 30) * 3 + (2 << 30);
+    let mut place = Place::memory(0, 1 << 30, limits);
+    place.meta = format!("file:{}?size={meta}&sparse=true", args.file.display());
+    let store = place.open(ctx).await?;
+    let before = rss();
+    // Nodes of random keys are about two thirds full, with three entries and less.
+    let keys = (args.gib << 30) / (16 << 10) * 2;
+    let clock = Clock::start();
+    let (mut at, mut most, mut most_rss) = (0, 0, 0);
+    while at < keys {
+        let end = (at + BATCH).min(keys);
+        let put = |i: u64| CtgOp::Put {
+            ctg: CTG,
+            key: i.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes().to_vec(),
+            value: vec![i as u8; VALUE],
+        };
+        store.ctg().transact(move |_| Ok(((at..end).map(put).collect(), ()))).await?;
+        at = end;
+        most = most.max(store.cache().bytes);
+        most_rss = most_rss.max(rss());
+    }
+    store.checkpoint().await?;
+    let lap = clock.lap();
+    let percent = |bytes: u64| (bytes as f64 / args.cache.0 as f64 * 1e4).round() / 1e2;
+    let mut report = Report::new("cache");
+    report.lap(keys, lap).set("tree_bytes", store.tree_bytes()).set("cache", args.cache.0);
+    report.set("cache_bytes", most).set("cache_pct", percent(most));
+    report.set("rss", most_rss - before).set("rss_pct", percent(most_rss - before)).set("rss_before", before);
+    report.set("peak_rss", peak_rss()).set("checkpoints", store.counters().checkpoints).print();
+    Ok(store.close().await?)
+}
