@@ -1,6 +1,7 @@
 //! What `prove` sees of the store's inside. Built with the feature `proof` alone.
 
 pub use crate::points::{Point, order as order_refusal, seen as reservations};
+pub use crate::recovery::{Judged, judged};
 
 use crate::store::Store;
 use crate::tree::CacheStats;

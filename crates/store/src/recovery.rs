@@ -70,6 +70,9 @@ pub(crate) async fn recover(
     let mut reader = Reader::new(Some(ctx), &regions.meta, arena, &sb);
     let unwritten = Unwritten::default();
     redo_all(&forest, shape, &mut reader, &sb, survey.used, &unwritten).await?;
+    let balloc = Balloc::open(forest.clone(), shape, &options.limits).await?;
+    let chores = if options.read_only { VecDeque::new() } else { chore::unfinished(&forest).await? };
+    // Nothing is written before everything that a start reads was found whole.
     let superblock = if options.read_only { sb.clone() } else { mount(regions, arena, &sb, &survey).await? };
     let start = Start {
         at: sb.geometry.journal_at(),
@@ -82,8 +85,6 @@ pub(crate) async fn recover(
         named: survey.named,
     };
     let journal = Journal::new(&regions.meta, arena, superblock.target, start, &options.limits).await;
-    let balloc = Balloc::open(forest.clone(), shape, &options.limits).await?;
-    let chores = if options.read_only { VecDeque::new() } else { chore::unfinished(&forest).await? };
     Ok(Parts { forest, balloc, journal, superblock, shape, chores, unwritten })
 }
 
@@ -230,6 +231,29 @@ impl Findings {
             _ => OpenError::NotFormatted { why: "no superblock in any of its places".into() },
         }
     }
+}
+
+/// What a start would do, for those who go through every combination.
+#[cfg(feature = "proof")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Judged {
+    /// Index in the table.
+    pub row: usize,
+    /// Target and generation of the superblock that it would start from.
+    pub chosen: Option<(Uuid, u64)>,
+    /// The last lsn that counts, and the one up to which everything was durable.
+    pub last: u64,
+    pub floor: u64,
+}
+
+/// Looks at a target as a start does, and decides. Nothing is written.
+#[cfg(feature = "proof")]
+pub async fn judged(ctx: &Ctx, regions: &Regions, arena: &Arena, cluster: Option<Uuid>) -> Judged {
+    let copies = superblock::read_all(&regions.meta, arena).await;
+    let findings = judge(ctx, regions, arena, &copies, cluster).await;
+    let survey = findings.survey.unwrap_or_else(|| Survey::new(Anchor::default(), 0));
+    let chosen = findings.choice.best.map(|sb| (sb.target, sb.generation));
+    Judged { row: findings.row, chosen, last: survey.next_lsn - 1, floor: survey.floor }
 }
 
 /// Redoes the good records, read once more from the ring.

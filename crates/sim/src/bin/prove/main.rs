@@ -9,6 +9,7 @@ mod crash;
 mod layout;
 mod models;
 mod nth;
+mod recovery;
 mod run;
 mod sim;
 
@@ -23,6 +24,8 @@ enum Layer {
     Models,
     /// Every operation of a device and every reservation fails in turn
     Nth,
+    /// Recovery's decision table, over every combination of damage
+    Recovery,
     /// The cluster on disks that go wrong
     Sim,
     /// A target worked to 95 % full and back, thousands of times
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
     let outcome: Result<Counts, Failure> = match options.layer {
         Layer::Models => models::run(&options.run),
         Layer::Nth => nth::run(&options.run),
+        Layer::Recovery => recovery::run(&options.run),
         Layer::Sim => sim::run(&options.run),
         Layer::Ageing => ageing::run(&options.run),
         Layer::Crash => crash::run(&options.run),
