@@ -8,7 +8,7 @@ use super::walk::Pending;
 use cobalt_base::{Fid, SessionId};
 use cobalt_dma::{Arena, ArenaConfig};
 use cobalt_reactor::{Ctx, Reactor};
-use cobalt_store::{CtgOp, FsckOptions, Limits, OpenOptions, Store, fsck, proof};
+use cobalt_store::{CtgOp, FsckOptions, Limits, OpenError, OpenOptions, Store, fsck, proof};
 use std::rc::Rc;
 
 /// What all states of a workload share.
@@ -95,6 +95,19 @@ pub fn check(
     lived
 }
 
+/// Mounts what the pages hold after a record that is known to be durable has rotted: a verdict, or everything up to `floor`.
+///
+/// # Errors
+/// What was silently lost.
+pub fn check_rotten(env: &Env, pages: Vec<Page>, from: &Rc<Lineage>, floor: u64) -> Result<(), String> {
+    let disk = Disk::new(pages, None);
+    let reactor = Reactor::new_virtual(1).expect("an eventfd");
+    let life = Life { env: env.clone(), ctx: reactor.ctx(), disk, from: from.clone(), floor };
+    let lived = reactor.block_on(async move { life.judge_rotten().await });
+    drop(reactor);
+    lived
+}
+
 struct Life {
     env: Env,
     ctx: Ctx,
@@ -122,7 +135,7 @@ impl Life {
         if depth >= Depth::Reopen {
             store.close().await.map_err(|e| format!("closing: {e}"))?;
         }
-        if let Some(wrong) = client.wrong.take() {
+        if let Some(wrong) = client.wrong.take().or(self.disk.clash.take()) {
             return Err(wrong);
         }
         let mut history = client.history.take();
@@ -139,10 +152,25 @@ impl Life {
         Ok(checked)
     }
 
+    async fn judge_rotten(&self) -> Result<(), String> {
+        match self.try_open().await {
+            Err(OpenError::Damaged { .. }) => Ok(()),
+            Err(error) => Err(format!("a record has rotted: {error}")),
+            Ok(store) if proof::recovered(&store).0 < self.floor => {
+                let lsn = proof::recovered(&store);
+                Err(format!("a record has rotted, and lsns {lsn} to {} are lost in silence", self.floor))
+            }
+            Ok(store) => compare(&store, self.from.at(proof::recovered(&store).0)).await,
+        }
+    }
+
     async fn open(&self) -> Result<Store, String> {
+        self.try_open().await.map_err(|e| format!("it does not open: {e}"))
+    }
+
+    async fn try_open(&self) -> Result<Store, OpenError> {
         let regions = self.disk.regions(self.env.shape);
-        let store = Store::open(self.ctx.clone(), regions, self.env.arena.clone(), self.env.options()).await;
-        store.map_err(|e| format!("it does not open: {e}"))
+        Store::open(self.ctx.clone(), regions, self.env.arena.clone(), self.env.options()).await
     }
 
     async fn fsck(&self, closed: bool) -> Result<(), String> {

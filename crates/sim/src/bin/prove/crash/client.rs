@@ -4,11 +4,13 @@ use super::disk::Disk;
 use super::model::{Change, Cob, History, Key, Piece, Seen, State};
 use cobalt_base::checksum::crc32c_chunks;
 use cobalt_base::{Fid, SessionId};
-use cobalt_dma::Arena;
-use cobalt_store::{CobAttrs, Committed, CtgOp, CtgView, Miss, Store, StoreError, TxClass};
+use cobalt_dma::{Arena, Slice};
+use cobalt_reactor::Ctx;
+use cobalt_store::{CobAttrs, Committed, CtgOp, CtgView, Miss, SealedTx, Store, StoreError, TxClass};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// How often what happened.
 #[derive(Clone, Copy, Debug, Default)]
@@ -18,6 +20,7 @@ pub struct Tally {
     pub deletes: u64,
     pub conditions: u64,
     pub refused: u64,
+    pub given_up: u64,
 }
 
 #[derive(Clone)]
@@ -66,7 +69,10 @@ impl Client {
     /// Writes `len` bytes from chunk `first` on. True when it was acknowledged.
     pub async fn put(&self, fid: Fid, chunk: u32, first: u32, len: u32) -> bool {
         let (begun, content) = (self.disk.now(), self.content());
-        let result = self.write(fid, chunk, first, len, content).await;
+        let result = match self.staged(fid, chunk, first, len, content).await {
+            Ok((sealed, data)) => self.finish(sealed, &data).await,
+            Err(error) => Err(error),
+        };
         let done = self.disk.now();
         let mut history = self.history.borrow_mut();
         match result {
@@ -89,14 +95,29 @@ impl Client {
         false
     }
 
-    async fn write(
+    /// A write whose caller goes away while the bytes are on their way: it leaves no trace.
+    pub async fn put_given_up(&self, ctx: &Ctx, fid: Fid, chunk: u32, first: u32, len: u32) {
+        let content = self.content();
+        if let Ok((sealed, data)) = self.staged(fid, chunk, first, len, content).await {
+            let time = Duration::from_micros(ctx.random_u64() % 60);
+            drop(ctx.timeout(time, self.store.data_write(&sealed, &data)).await);
+            self.tally(|t| t.given_up += 1);
+        }
+    }
+
+    async fn finish(&self, sealed: SealedTx, data: &[Slice]) -> Result<Committed, StoreError> {
+        let stable = self.store.data_write(&sealed, data).await?;
+        self.store.commit(sealed, stable).await
+    }
+
+    async fn staged(
         &self,
         fid: Fid,
         chunk: u32,
         first: u32,
         len: u32,
         content: u32,
-    ) -> Result<Committed, StoreError> {
+    ) -> Result<(SealedTx, [Slice; 1]), StoreError> {
         let mut buf = self.arena.alloc(len as usize).await;
         for (at, out) in (first..).zip(buf.chunks_mut(chunk as usize)) {
             fill(content, at, out);
@@ -111,9 +132,7 @@ impl Client {
         let extents = store.balloc(&mut tx, len.into()).await?;
         let offset = u64::from(first) * u64::from(chunk);
         store.extmap(&mut tx, &cob, offset, len.into(), &extents, &crcs).await?;
-        let sealed = store.tx_close(tx);
-        let stable = store.data_write(&sealed, &data).await?;
-        store.commit(sealed, stable).await
+        Ok((store.tx_close(tx), data))
     }
 
     pub async fn delete(&self, fid: Fid) {

@@ -8,6 +8,7 @@ use cobalt_bdev::{Bdev, Device, Done, Identify, Io, Op};
 use cobalt_reactor::Ctx;
 use cobalt_store::{Region, Regions};
 use std::cell::RefCell;
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -50,6 +51,10 @@ pub struct Disk {
     /// Longest time of an operation in microseconds, and whose time; else all is done at once.
     slow: Option<(Ctx, u64)>,
     garbage: Page,
+    /// Operations under way: whether it writes, and where.
+    running: RefCell<Vec<(bool, Range<u32>)>>,
+    /// Two of them touched one block, and one of those wrote.
+    pub clash: RefCell<Option<String>>,
 }
 
 struct Part {
@@ -66,6 +71,8 @@ impl Disk {
             tape: RefCell::default(),
             slow,
             garbage: Block::filled(0xdd),
+            running: RefCell::default(),
+            clash: RefCell::default(),
         })
     }
 
@@ -91,9 +98,33 @@ impl Disk {
         Regions { meta: part(0, 0, shape.meta_blocks), data: part(1, shape.meta_blocks, shape.data_blocks) }
     }
 
+    /// Nobody may write what another operation reads or writes (I3, I7).
+    fn begin(&self, writes: bool, range: Range<u32>) {
+        let mut running = self.running.borrow_mut();
+        let other = running
+            .iter()
+            .find(|(other, r)| (writes || *other) && r.start < range.end && range.start < r.end);
+        if let Some((other, at)) = other {
+            let name = |writes| if writes { "a write" } else { "a read" };
+            let (new, old) = (name(writes), name(*other));
+            self.clash.borrow_mut().get_or_insert_with(|| {
+                format!("{new} of blocks {range:?} began while {old} of {at:?} was under way")
+            });
+        }
+        running.push((writes, range));
+    }
+
+    fn end(&self, writes: bool, range: &Range<u32>) {
+        let mut running = self.running.borrow_mut();
+        if let Some(at) = running.iter().position(|(w, r)| *w == writes && r == range) {
+            running.swap_remove(at);
+        }
+    }
+
     fn submit_write(&self, write: Write) -> usize {
         let tape = &mut *self.tape.borrow_mut();
         let id = tape.writes.len();
+        self.begin(true, range_of(&write));
         tape.writes.push(write);
         tape.events.push(Event::Submit(id));
         id
@@ -102,6 +133,7 @@ impl Disk {
     fn complete_write(&self, id: usize) {
         let tape = &mut *self.tape.borrow_mut();
         let mut pages = self.pages.borrow_mut();
+        self.end(true, &range_of(&tape.writes[id]));
         for (place, page) in &tape.writes[id].blocks {
             pages[*place as usize] = page.clone();
         }
@@ -116,6 +148,11 @@ impl Disk {
     }
 }
 
+fn range_of(write: &Write) -> Range<u32> {
+    let ends = write.blocks.first().zip(write.blocks.last());
+    ends.map_or(0..0, |((first, _), (last, _))| *first..*last + 1)
+}
+
 impl Part {
     fn place(&self, offset: u64) -> u32 {
         self.first + u32::try_from(offset / BLOCK as u64).expect("the region is small")
@@ -126,7 +163,9 @@ impl Part {
         match &self.disk.slow {
             None => finish(&disk, done),
             Some((ctx, us)) => {
-                let time = Duration::from_micros(ctx.random_u64() % us);
+                // One in sixteen takes ten times as long.
+                let slow = if ctx.random_u64().is_multiple_of(16) { 10 } else { 1 };
+                let time = Duration::from_micros(ctx.random_u64() % (us * slow));
                 let wait = ctx.clone();
                 drop(ctx.spawn(async move {
                     wait.sleep(time).await;
@@ -146,9 +185,11 @@ impl Bdev for Part {
         let disk = &self.disk;
         match io.op {
             Op::Read { offset, mut buf } => {
-                let first = self.place(offset);
+                let range = self.place(offset)..self.place(offset + buf.len() as u64);
+                disk.begin(false, range.clone());
                 self.after(io.done, move |disk, done| {
-                    disk.read(first, &mut buf);
+                    disk.end(false, &range);
+                    disk.read(range.start, &mut buf);
                     done.send(Ok(Some(buf)));
                 });
             }

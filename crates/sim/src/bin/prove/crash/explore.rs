@@ -4,8 +4,10 @@
 //! once, what it recovered to is kept, and every boundary that leads to it again only compares that with what was promised
 //! there. Nothing else is pruned.
 
-use super::check::{Checked, Depth, Env, Recording, Start, check};
+use super::check::{Checked, Depth, Env, Recording, Start, check, check_rotten};
+use super::image::{Block, Image};
 use super::model::{Lineage, State};
+use super::rot::victims;
 use super::walk::{Pick, Tear, Walk};
 use crate::run::{saw, working_on};
 use rand::rngs::StdRng;
@@ -22,6 +24,8 @@ const SAMPLES: usize = 32;
 const WORK_ONE_IN: u128 = 8;
 const REOPEN_ONE_IN: u128 = 64;
 const DIVE_ONE_IN: u128 = 16;
+/// At one boundary in so many a durable record rots.
+const ROT_ONE_IN: usize = 4;
 
 /// How a state came to be looked at.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -41,6 +45,7 @@ pub struct Visits {
     pub recovery_boundaries: u64,
     pub recoveries: u64,
     pub lives_on: u64,
+    pub rotten: u64,
     pub torn: u64,
     pub subsets: u64,
     pub sampled: u64,
@@ -55,13 +60,6 @@ pub struct Fault {
     pub what: String,
 }
 
-/// Why a visit ends before its end.
-pub enum Halt {
-    Fault(Fault),
-    /// As many states as were asked for.
-    Enough,
-}
-
 struct Outcome {
     lsn: u64,
     state: Rc<State>,
@@ -72,25 +70,17 @@ pub struct Explorer {
     outcomes: HashMap<u128, Outcome>,
     deaths: HashSet<(u128, u128)>,
     pub visits: Visits,
-    pub states_max: u64,
     path: String,
 }
 
 impl Explorer {
     pub fn new(env: Env) -> Explorer {
         let path = format!("{:x}", env.seed);
-        Explorer {
-            env,
-            outcomes: HashMap::new(),
-            deaths: HashSet::new(),
-            visits: Visits::default(),
-            states_max: u64::MAX,
-            path,
-        }
+        Explorer { env, outcomes: HashMap::new(), deaths: HashSet::new(), visits: Visits::default(), path }
     }
 
     /// Visits all of a tape. `depth` is 0 for the workload, 1 for a recovery.
-    pub fn explore(&mut self, recording: &Recording, depth: u32) -> Result<(), Halt> {
+    pub fn explore(&mut self, recording: &Recording, depth: u32) -> Result<(), Fault> {
         let mut walk = Walk::new(recording, self.env.shape.volatile);
         let mut changed = true;
         let mut floor = u64::MAX;
@@ -118,7 +108,7 @@ impl Explorer {
         recording: &Recording,
         floor: u64,
         depth: u32,
-    ) -> Result<(), Halt> {
+    ) -> Result<(), Fault> {
         for (pick, class) in picks(walk, self.env.seed) {
             self.visit(walk, &recording.lineage, floor, depth, pick, class)?;
         }
@@ -126,6 +116,7 @@ impl Explorer {
             let all = walk.all();
             let landed: u128 =
                 walk.pending.iter().enumerate().filter(|(_, p)| p.done).map(|(n, _)| 1 << n).sum();
+            self.rot(walk, &recording.lineage)?;
             self.die(walk, &recording.lineage, floor, depth, all)?;
             self.die(walk, &recording.lineage, floor, depth, landed)?;
         }
@@ -140,7 +131,7 @@ impl Explorer {
         depth: u32,
         pick: Pick,
         class: Class,
-    ) -> Result<(), Halt> {
+    ) -> Result<(), Fault> {
         let sum = walk.sum(pick);
         if let Some(known) = self.outcomes.get(&sum) {
             self.visits.pruned += 1;
@@ -154,7 +145,7 @@ impl Explorer {
             };
             return Err(self.fault(walk.at, &pick.to_string(), what));
         }
-        self.count(class)?;
+        self.count(class);
         let case = format!("{}/{}:{pick}", self.path, walk.at);
         working_on(case.clone());
         let pages = walk.pages(pick);
@@ -164,12 +155,12 @@ impl Explorer {
         self.visits.worked += u64::from(how >= Depth::Work);
         self.visits.reopened += u64::from(how >= Depth::Reopen);
         let checked = check(&self.env, pages, lineage, floor, how)
-            .map_err(|what| Halt::Fault(Fault { case: case.clone(), what }))?;
+            .map_err(|what| Fault { case: case.clone(), what })?;
         let state = lineage.at(checked.lsn).clone();
         self.outcomes.insert(sum, Outcome { lsn: checked.lsn, state });
         if let Some(durable) = durable {
             self.visits.recoveries += 1;
-            let start = Start { durable: super::image::Image { pages: durable, sum }, pending: Vec::new() };
+            let start = Start { durable: Image { pages: durable, sum }, pending: Vec::new() };
             self.dive(start, checked, case, depth)?;
         }
         Ok(())
@@ -183,7 +174,7 @@ impl Explorer {
         floor: u64,
         depth: u32,
         landed: u128,
-    ) -> Result<(), Halt> {
+    ) -> Result<(), Fault> {
         let (none, all) = (Pick { kept: 0, torn: None }, Pick { kept: landed, torn: None });
         if landed == 0 || !self.deaths.insert((walk.sum(none), walk.sum(all))) {
             return Ok(());
@@ -193,12 +184,28 @@ impl Explorer {
         working_on(case.clone());
         let (durable, pending) = walk.lives_on(landed);
         let checked = check(&self.env, walk.pages(all), lineage, floor, Depth::Mount)
-            .map_err(|what| Halt::Fault(Fault { case: case.clone(), what }))?;
+            .map_err(|what| Fault { case: case.clone(), what })?;
         self.dive(Start { durable, pending }, checked, case, depth)
     }
 
+    /// One durable record rots.
+    fn rot(&mut self, walk: &Walk<'_>, lineage: &Rc<Lineage>) -> Result<(), Fault> {
+        let mut pages = walk.pages(Pick { kept: 0, torn: None });
+        let victims = victims(&pages, self.env.shape.meta_blocks);
+        if victims.is_empty() || !walk.at.is_multiple_of(ROT_ONE_IN) {
+            return Ok(());
+        }
+        let (place, known) = victims[walk.at / ROT_ONE_IN % victims.len()];
+        self.visits.rotten += 1;
+        saw(1);
+        let case = format!("{}/{}:R{place}", self.path, walk.at);
+        working_on(case.clone());
+        pages[place] = Block::filled(0);
+        check_rotten(&self.env, pages, lineage, known).map_err(|what| Fault { case, what })
+    }
+
     /// Crashes a recovery at its boundaries.
-    fn dive(&mut self, start: Start, checked: Checked, case: String, depth: u32) -> Result<(), Halt> {
+    fn dive(&mut self, start: Start, checked: Checked, case: String, depth: u32) -> Result<(), Fault> {
         let Checked { tape, lineage, floors, .. } = checked;
         let outer = std::mem::replace(&mut self.path, case);
         let result = self.explore(&Recording { start, tape, lineage, floors }, depth + 1);
@@ -206,10 +213,7 @@ impl Explorer {
         result
     }
 
-    fn count(&mut self, class: Class) -> Result<(), Halt> {
-        if self.visits.states >= self.states_max {
-            return Err(Halt::Enough);
-        }
+    fn count(&mut self, class: Class) {
         let visits = &mut self.visits;
         visits.states += 1;
         saw(1);
@@ -219,11 +223,10 @@ impl Explorer {
             Class::Sampled => visits.sampled += 1,
             Class::Torn => visits.torn += 1,
         }
-        Ok(())
     }
 
-    fn fault(&self, at: usize, what_kept: &str, what: String) -> Halt {
-        Halt::Fault(Fault { case: format!("{}/{at}:{what_kept}", self.path), what })
+    fn fault(&self, at: usize, what_kept: &str, what: String) -> Fault {
+        Fault { case: format!("{}/{at}:{what_kept}", self.path), what }
     }
 }
 
@@ -280,6 +283,14 @@ pub fn replay(env: &Env, recording: Recording, steps: &[&str]) -> Result<(), Str
             walk.step();
         }
         let floor = recording.floors.at(at);
+        if let Some(place) = what.strip_prefix('R') {
+            let place: usize = place.parse().map_err(|_| format!("{place:?} is no block"))?;
+            let mut pages = walk.pages(Pick { kept: 0, torn: None });
+            let victims = victims(&pages, env.shape.meta_blocks);
+            let known = victims.iter().find(|(at, _)| *at == place).map_or(0, |(_, known)| *known);
+            pages[place] = Block::filled(0);
+            return check_rotten(env, pages, &recording.lineage, known);
+        }
         let (start, pages, depth) = match what.strip_prefix('L') {
             Some(landed) => {
                 let landed = u128::from_str_radix(landed, 16).map_err(|e| e.to_string())?;
@@ -289,7 +300,7 @@ pub fn replay(env: &Env, recording: Recording, steps: &[&str]) -> Result<(), Str
             None => {
                 let pick: Pick = what.parse()?;
                 let (pages, sum) = (walk.pages(pick), walk.sum(pick));
-                let durable = super::image::Image { pages: pages.clone(), sum };
+                let durable = Image { pages: pages.clone(), sum };
                 (Start { durable, pending: Vec::new() }, pages, depth_of(sum))
             }
         };

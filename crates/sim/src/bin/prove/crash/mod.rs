@@ -16,50 +16,18 @@ mod disk;
 mod explore;
 mod image;
 mod model;
+mod rot;
 mod walk;
 mod workload;
 
 use crate::run::{Counts, Failure, Run, working_on};
 use check::Env;
-use cobalt_base::canary::{Canary, plant};
-use explore::{Explorer, Halt, Visits, replay};
+use explore::{Explorer, Fault, Visits, replay};
 use std::sync::mpsc;
 use workload::Did;
 
 /// Distinct states of a run that is told nothing else.
 const STATES: u64 = 1_000_000;
-
-/// What to explore on this thread, workload after workload.
-#[derive(Clone, Copy, Debug)]
-pub struct Config {
-    pub seed: u64,
-    /// Planted in this thread meanwhile.
-    pub canary: Option<Canary>,
-    /// Ends after so many distinct states, also within a workload.
-    pub max_states: u64,
-}
-
-/// Explores until a state fails, or as many as asked for did not.
-///
-/// # Errors
-/// The counts up to the failure, and the failure.
-pub fn explore(config: &Config) -> Result<Counts, (Counts, Failure)> {
-    plant(config.canary);
-    let mut total = Total::default();
-    let mut env = None;
-    let mut result = Ok(());
-    for n in 0.. {
-        if total.visits.states >= config.max_states || result.is_err() {
-            break;
-        }
-        result = workload(&mut env, workload_seed(config.seed, n), config.max_states, &mut total);
-    }
-    plant(None);
-    match result {
-        Ok(()) => Ok(total.counts()),
-        Err(failure) => Err((total.counts(), failure)),
-    }
-}
 
 /// The layer.
 ///
@@ -83,7 +51,7 @@ pub fn run(run: &Run) -> Result<Counts, Failure> {
                 }
                 let seed = workload_seed(run.seed, n);
                 let before = total;
-                if let Err(failure) = workload(&mut env, seed, u64::MAX, &mut total) {
+                if let Err(failure) = workload(&mut env, seed, &mut total) {
                     let _ = done.send(Err(failure));
                     return;
                 }
@@ -114,7 +82,7 @@ fn workload_seed(seed: u64, n: u64) -> u64 {
 }
 
 /// One workload and all its states.
-fn workload(env: &mut Option<Env>, seed: u64, max_states: u64, total: &mut Total) -> Result<(), Failure> {
+fn workload(env: &mut Option<Env>, seed: u64, total: &mut Total) -> Result<(), Failure> {
     let shape = workload::shape(seed);
     let env = match env {
         Some(env) => {
@@ -127,15 +95,11 @@ fn workload(env: &mut Option<Env>, seed: u64, max_states: u64, total: &mut Total
     let (recording, did) =
         workload::record(env).map_err(|what| Failure { case: format!("{seed:x}"), what })?;
     let mut explorer = Explorer::new(env.clone());
-    explorer.states_max = max_states - total.visits.states;
     let result = explorer.explore(&recording, 0);
     total.add(recording.tape.events.len() as u64 + 1, &did, &explorer.visits);
     match result {
-        Ok(()) | Err(Halt::Enough) => Ok(()),
-        Err(Halt::Fault(fault)) => {
-            let states = total.visits.states;
-            Err(Failure { case: fault.case, what: format!("{} (state {states})", fault.what) })
-        }
+        Ok(()) => Ok(()),
+        Err(Fault { case, what }) => Err(Failure { case, what }),
     }
 }
 
@@ -167,6 +131,7 @@ struct Total {
     full: u64,
     deletes: u64,
     conditions: u64,
+    given_up: u64,
 }
 
 impl Total {
@@ -179,6 +144,7 @@ impl Total {
         self.full += did.tally.full;
         self.deletes += did.tally.deletes;
         self.conditions += did.tally.conditions;
+        self.given_up += did.tally.given_up;
         let v = &mut self.visits;
         v.states += visits.states;
         v.pruned += visits.pruned;
@@ -186,6 +152,7 @@ impl Total {
         v.recovery_boundaries += visits.recovery_boundaries;
         v.recoveries += visits.recoveries;
         v.lives_on += visits.lives_on;
+        v.rotten += visits.rotten;
         v.torn += visits.torn;
         v.subsets += visits.subsets;
         v.sampled += visits.sampled;
@@ -204,6 +171,7 @@ impl Total {
             ("recoveries", v.recoveries),
             ("recovery_boundaries", v.recovery_boundaries),
             ("lives_on", v.lives_on),
+            ("rotten", v.rotten),
             ("torn", v.torn),
             ("subsets", v.subsets),
             ("sampled", v.sampled),
@@ -216,6 +184,7 @@ impl Total {
             ("full", self.full),
             ("deletes", self.deletes),
             ("conditions", self.conditions),
+            ("given_up", self.given_up),
         ] {
             counts.add(name, n);
         }

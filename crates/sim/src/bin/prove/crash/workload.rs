@@ -7,9 +7,10 @@ use super::image::{Block, Image};
 use super::model::Lineage;
 use cobalt_base::{Fid, SessionId};
 use cobalt_reactor::{Ctx, Reactor};
-use cobalt_store::{CtgOp, FormatOptions, Store, format};
+use cobalt_store::{CtgOp, CtgView, FormatOptions, Store, format};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use std::ops::Range;
 use std::rc::Rc;
 use uuid::Uuid;
 
@@ -72,7 +73,7 @@ pub fn record(env: &Env) -> Result<(Recording, Did), String> {
     let (env2, disk2) = (env.clone(), disk.clone());
     let (client, did) = reactor.block_on(async move { play(&ctx, &env2, disk2).await })?;
     drop(reactor);
-    if let Some(wrong) = client.wrong.take() {
+    if let Some(wrong) = client.wrong.take().or(disk.clash.take()) {
         return Err(wrong);
     }
     let (lineage, floors) = client.history.take().judge((Lineage::root(), 0))?;
@@ -165,15 +166,29 @@ impl Script {
                 let other = client.put(fid, chunk, first, b * chunk);
                 futures::future::join(one, other).await;
             }
-            50..56 => client.delete(fid).await,
-            56..58 => client.fence(SessionId(self.rng.random_range(3..5))).await,
-            58..64 => {
+            50..54 => {
+                // Given up, and its place taken at once.
+                let len = self.rng.random_range(1..=4 * self.chunk);
+                client.put_given_up(&self.ctx, fid, self.chunk, 0, len).await;
+                client.put(fid, self.chunk, 0, len).await;
+            }
+            54..58 => {
+                // Read while it goes.
+                let chunk = self.chunk;
+                futures::future::join(client.read(fid, chunk, 0..2, chunk), client.delete(fid)).await;
+            }
+            58..59 => client.fence(SessionId(self.rng.random_range(3..5))).await,
+            59..64 => {
                 let first = self.rng.random_range(0..3);
                 let count = self.rng.random_range(1..4);
                 client.read(fid, self.chunk, first..first + count, self.chunk).await;
             }
             64..68 => client.get(1, vec![b'k', self.rng.random_range(0..3)]).await,
-            68..92 => self.transaction().await,
+            68..84 => {
+                let hot = self.rng.random_range(0..3);
+                self.transaction(hot, 0..4).await;
+            }
+            84..92 => self.race().await,
             _ => {
                 if let Err(error) = client.store.checkpoint().await {
                     client.wrong(format!("a checkpoint: {error}"));
@@ -182,42 +197,42 @@ impl Script {
         }
     }
 
-    async fn transaction(&mut self) {
-        let hot = vec![b'k', self.rng.random_range(0..3)];
-        let mine = self.client.content();
+    /// Several at once that want the same key, which all cannot have.
+    async fn race(&mut self) {
+        let hot = self.rng.random_range(0..3);
+        let racers: Vec<_> = (0..3).map(|_| self.transaction(hot, 1..3)).collect();
+        futures::future::join_all(racers).await;
+    }
+
+    fn transaction(&mut self, hot: u8, kinds: Range<u32>) -> impl Future<Output = ()> + use<> {
+        let client = self.client.clone();
+        let mine = client.content();
         let value = move |len: usize| -> Vec<u8> {
             mine.to_le_bytes().into_iter().cycle().take(len.max(4)).collect()
         };
         let len = self.rng.random_range(4..700);
-        let kind = self.rng.random_range(0..4);
-        let key = vec![b'p', self.rng.random_range(0..24)];
-        self.client
-            .transact(move |view| {
-                let put = |key: &Vec<u8>, len| CtgOp::Put { ctg: 1, key: key.clone(), value: value(len) };
-                if kind == 0 {
-                    // No condition; two catalogues in one.
-                    let mut other = put(&key, len / 2);
-                    if let CtgOp::Put { ctg, .. } = &mut other {
-                        *ctg = 2;
-                    }
-                    return Ok((Vec::new(), vec![put(&key, len), other]));
-                }
-                let seen = view.get(1, &hot)?;
-                let ops = match (kind, &seen) {
-                    // Create if absent.
-                    (1, None) => vec![put(&hot, 8)],
-                    (1, Some(_)) => Vec::new(),
-                    // Take it away, and leave a trace.
-                    (2, Some(_)) => {
-                        vec![CtgOp::Delete { ctg: 1, key: hot.clone() }, put(&key, len)]
-                    }
-                    (2, None) => Vec::new(),
-                    // Replace, whatever it is, and say what it was.
-                    (_, _) => vec![put(&hot, len)],
-                };
-                Ok((vec![((1, hot.clone()), seen)], ops))
-            })
-            .await;
+        let kind = self.rng.random_range(kinds);
+        let (hot, key) = (vec![b'k', hot], vec![b'p', self.rng.random_range(0..24)]);
+        let decide = move |view: &CtgView| {
+            let put = |key: &Vec<u8>, len| CtgOp::Put { ctg: 1, key: key.clone(), value: value(len) };
+            if kind == 0 {
+                // No condition; two catalogues in one.
+                let other = CtgOp::Put { ctg: 2, key: key.clone(), value: value(len / 2) };
+                return Ok((Vec::new(), vec![put(&key, len), other]));
+            }
+            let seen = view.get(1, &hot)?;
+            let ops = match (kind, &seen) {
+                // Create if absent.
+                (1, None) => vec![put(&hot, 8)],
+                // Take it away, and leave a trace.
+                (2, Some(_)) => vec![CtgOp::Delete { ctg: 1, key: hot.clone() }, put(&key, len)],
+                (1 | 2, _) => Vec::new(),
+                // Replace, whatever it is, and say what it was.
+                _ => vec![put(&hot, len)],
+            };
+            Ok((vec![((1, hot.clone()), seen)], ops))
+        };
+        async move { client.transact(decide).await }
     }
 
     /// Until there is no room, then a little more, then room again.
