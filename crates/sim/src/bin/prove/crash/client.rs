@@ -221,6 +221,22 @@ impl Client {
     }
 }
 
+impl Client {
+    /// As `get`, noted only when it is not what it was the last time.
+    pub async fn watch(&self, ctg: u32, key: Vec<u8>, last: &mut Option<Option<Vec<u8>>>) {
+        let begun = self.disk.now();
+        match self.store.ctg().get(ctg, &key).await {
+            Ok(found) if last.as_ref() == Some(&found) => {}
+            Ok(found) => {
+                *last = Some(found.clone());
+                let seen = Seen::Key { key: (ctg, key), found };
+                self.history.borrow_mut().saw(begun, self.disk.now(), seen);
+            }
+            Err(error) => self.wrong(format!("a get: {error}")),
+        }
+    }
+}
+
 /// Holds all that the target has against what it must have.
 ///
 /// # Errors

@@ -24,6 +24,9 @@ const SAMPLES: usize = 32;
 const WORK_ONE_IN: u128 = 8;
 const REOPEN_ONE_IN: u128 = 64;
 const DIVE_ONE_IN: u128 = 16;
+/// After one recovery in so many a chain of so many more follows, each cut short.
+const CHAIN_ONE_IN: u64 = 64;
+const CHAIN_LEN: usize = 24;
 /// At one boundary in so many a durable record rots.
 const ROT_ONE_IN: usize = 4;
 
@@ -46,6 +49,7 @@ pub struct Visits {
     pub recoveries: u64,
     pub lives_on: u64,
     pub rotten: u64,
+    pub chains: u64,
     pub torn: u64,
     pub subsets: u64,
     pub sampled: u64,
@@ -208,7 +212,45 @@ impl Explorer {
     fn dive(&mut self, start: Start, checked: Checked, case: String, depth: u32) -> Result<(), Fault> {
         let Checked { tape, lineage, floors, .. } = checked;
         let outer = std::mem::replace(&mut self.path, case);
-        let result = self.explore(&Recording { start, tape, lineage, floors }, depth + 1);
+        let recording = Recording { start, tape, lineage, floors };
+        let mut result = self.explore(&recording, depth + 1);
+        if result.is_ok() && self.visits.recoveries.is_multiple_of(CHAIN_ONE_IN) && depth == 0 {
+            result = self.chain(recording);
+        }
+        self.path = outer;
+        result
+    }
+
+    /// One start after the other is cut short: what they leave behind must not add up, in the journal least of all.
+    fn chain(&mut self, mut recording: Recording) -> Result<(), Fault> {
+        self.visits.chains += 1;
+        let outer = self.path.clone();
+        let mut rng = StdRng::seed_from_u64(recording.start.durable.sum as u64);
+        for _ in 0..CHAIN_LEN {
+            let mut walk = Walk::new(&recording, self.env.shape.volatile);
+            let at = walk.boundaries() - 1 - rng.random_range(0..3).min(walk.boundaries() - 1);
+            while walk.at < at {
+                walk.step();
+            }
+            let pick = Pick { kept: rng.random::<u128>() & walk.all(), torn: None };
+            let case = format!("{}/{at}:{pick}", self.path);
+            working_on(case.clone());
+            let (pages, sum) = (walk.pages(pick), walk.sum(pick));
+            let start = Start { durable: Image { pages: pages.clone(), sum }, pending: Vec::new() };
+            let floor = recording.floors.at(at);
+            let fresh = !self.outcomes.contains_key(&sum);
+            let checked = check(&self.env, pages, &recording.lineage, floor, depth_of(sum))
+                .map_err(|what| Fault { case: case.clone(), what })?;
+            if fresh {
+                self.count(Class::Plain);
+                let state = recording.lineage.at(checked.lsn).clone();
+                self.outcomes.insert(sum, Outcome { lsn: checked.lsn, state });
+            }
+            self.path = case;
+            let Checked { tape, lineage, floors, .. } = checked;
+            recording = Recording { start, tape, lineage, floors };
+        }
+        let result = self.explore(&recording, 1);
         self.path = outer;
         result
     }

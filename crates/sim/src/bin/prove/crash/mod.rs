@@ -153,6 +153,7 @@ impl Total {
         v.recoveries += visits.recoveries;
         v.lives_on += visits.lives_on;
         v.rotten += visits.rotten;
+        v.chains += visits.chains;
         v.torn += visits.torn;
         v.subsets += visits.subsets;
         v.sampled += visits.sampled;
@@ -172,6 +173,7 @@ impl Total {
             ("recovery_boundaries", v.recovery_boundaries),
             ("lives_on", v.lives_on),
             ("rotten", v.rotten),
+            ("chains", v.chains),
             ("torn", v.torn),
             ("subsets", v.subsets),
             ("sampled", v.sampled),

@@ -12,10 +12,13 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::ops::Range;
 use std::rc::Rc;
+use std::time::Duration;
 use uuid::Uuid;
 
 /// Blocks of the data region: the smallest that a target can have.
 const DATA_BLOCKS: u32 = 256;
+/// Keys that everybody wants.
+const HOT: u8 = 3;
 /// Bytes of the journal: the shortest.
 const JOURNAL: u64 = 64 << 10;
 
@@ -101,9 +104,11 @@ async fn play(ctx: &Ctx, env: &Env, disk: Rc<Disk>) -> Result<(Client, Did), Str
         };
         tasks.push(ctx.spawn(script.run(56 / clients, fills && n == 0)));
     }
+    let watcher = ctx.spawn(watch(ctx.clone(), client.clone(), StdRng::seed_from_u64(rng.random())));
     for task in tasks {
         task.await;
     }
+    watcher.abort();
     store.close().await.map_err(|e| format!("closing: {e}"))?;
     let counters = store.counters();
     let did = Did {
@@ -112,6 +117,17 @@ async fn play(ctx: &Ctx, env: &Env, disk: Rc<Disk>) -> Result<(Client, Did), Str
         journal_bytes: counters.journal_bytes,
     };
     Ok((client, did))
+}
+
+/// Looks at the hot keys all the time: what is visible once must survive.
+async fn watch(ctx: Ctx, client: Client, mut rng: StdRng) {
+    let mut last = [const { None }; HOT as usize];
+    loop {
+        for (key, last) in (0..HOT).zip(&mut last) {
+            client.watch(1, vec![b'k', key], last).await;
+        }
+        ctx.sleep(Duration::from_micros(rng.random_range(5..40))).await;
+    }
 }
 
 struct Script {
@@ -129,11 +145,11 @@ impl Script {
             }
             self.one().await;
             if self.rng.random_range(0..4) == 0 {
-                self.ctx.sleep(std::time::Duration::from_micros(self.rng.random_range(1..2000))).await;
+                self.ctx.sleep(Duration::from_micros(self.rng.random_range(1..2000))).await;
             }
             if self.rng.random_range(0..24) == 0 {
                 // Long enough for the empty record that says what is durable.
-                self.ctx.sleep(std::time::Duration::from_millis(12)).await;
+                self.ctx.sleep(Duration::from_millis(12)).await;
             }
         }
     }
@@ -177,15 +193,26 @@ impl Script {
                 let chunk = self.chunk;
                 futures::future::join(client.read(fid, chunk, 0..2, chunk), client.delete(fid)).await;
             }
-            58..59 => client.fence(SessionId(self.rng.random_range(3..5))).await,
-            59..64 => {
+            58..63 => {
+                // Gone while it is written: which of the two comes first is decided where both are judged.
+                let len = self.rng.random_range(1..=3 * self.chunk);
+                let pause = Duration::from_micros(self.rng.random_range(0..150));
+                let ctx = self.ctx.clone();
+                let later = async {
+                    ctx.sleep(pause).await;
+                    client.delete(fid).await;
+                };
+                futures::future::join(client.put(fid, self.chunk, 0, len), later).await;
+            }
+            63..64 => client.fence(SessionId(self.rng.random_range(3..5))).await,
+            64..68 => {
                 let first = self.rng.random_range(0..3);
                 let count = self.rng.random_range(1..4);
                 client.read(fid, self.chunk, first..first + count, self.chunk).await;
             }
-            64..68 => client.get(1, vec![b'k', self.rng.random_range(0..3)]).await,
-            68..84 => {
-                let hot = self.rng.random_range(0..3);
+            68..70 => client.get(1, vec![b'k', self.rng.random_range(0..HOT)]).await,
+            70..84 => {
+                let hot = self.rng.random_range(0..HOT);
                 self.transaction(hot, 0..4).await;
             }
             84..92 => self.race().await,
@@ -199,7 +226,7 @@ impl Script {
 
     /// Several at once that want the same key, which all cannot have.
     async fn race(&mut self) {
-        let hot = self.rng.random_range(0..3);
+        let hot = self.rng.random_range(0..HOT);
         let racers: Vec<_> = (0..3).map(|_| self.transaction(hot, 1..3)).collect();
         futures::future::join_all(racers).await;
     }
@@ -254,7 +281,13 @@ impl Script {
             self.one().await;
         }
         for fid in &fids[..used] {
-            client.delete(*fid).await;
+            // What it frees is all that there is, and wanted at once, while a read still looks at it.
+            let again = async {
+                client.delete(*fid).await;
+                client.put(Fid::new(SessionId(9), fid.counter), 4096, 0, 32 << 10).await;
+                client.delete(Fid::new(SessionId(9), fid.counter)).await;
+            };
+            futures::future::join(client.read(*fid, 4096, 0..16, 4096), again).await;
         }
     }
 }
