@@ -73,6 +73,7 @@ pub struct Explorer {
     env: Env,
     outcomes: HashMap<u128, Outcome>,
     deaths: HashSet<(u128, u128)>,
+    dives: u64,
     pub visits: Visits,
     path: String,
 }
@@ -80,7 +81,14 @@ pub struct Explorer {
 impl Explorer {
     pub fn new(env: Env) -> Explorer {
         let path = format!("{:x}", env.seed);
-        Explorer { env, outcomes: HashMap::new(), deaths: HashSet::new(), visits: Visits::default(), path }
+        Explorer {
+            env,
+            outcomes: HashMap::new(),
+            deaths: HashSet::new(),
+            dives: 0,
+            visits: Visits::default(),
+            path,
+        }
     }
 
     /// Visits all of a tape. `depth` is 0 for the workload, 1 for a recovery.
@@ -214,7 +222,8 @@ impl Explorer {
         let outer = std::mem::replace(&mut self.path, case);
         let recording = Recording { start, tape, lineage, floors };
         let mut result = self.explore(&recording, depth + 1);
-        if result.is_ok() && self.visits.recoveries.is_multiple_of(CHAIN_ONE_IN) && depth == 0 {
+        self.dives += 1;
+        if result.is_ok() && self.dives.is_multiple_of(CHAIN_ONE_IN) && depth == 0 {
             result = self.chain(recording);
         }
         self.path = outer;

@@ -202,7 +202,8 @@ impl Script {
                     ctx.sleep(pause).await;
                     client.delete(fid).await;
                 };
-                futures::future::join(client.put(fid, self.chunk, 0, len), later).await;
+                let (one, other) = (client.put(fid, self.chunk, 0, len), client.put(fid, self.chunk, 1, len));
+                futures::future::join3(one, other, later).await;
             }
             63..64 => client.fence(SessionId(self.rng.random_range(3..5))).await,
             64..68 => {
