@@ -55,11 +55,14 @@ pub enum StoreError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
     /// Nothing there looks like a target.
-    #[error("not formatted: run `cobalt format` on it first ({why})")]
+    #[error("no Cobalt target is here: {why}. Check the path; `cobalt format` lays a new device out")]
     NotFormatted { why: String },
     /// Formatted for another cluster.
     #[error("the target belongs to cluster {found}, not to {expected}: check the device path")]
     ForeignCluster { expected: Uuid, found: Uuid },
+    /// Another target than the one that belongs here.
+    #[error("the device holds target {found}, and {expected} belongs here: check the device path")]
+    ForeignTarget { expected: Uuid, found: Uuid },
     /// Written by a newer version.
     #[error("the target has format {found}, this version reads up to {known}: upgrade")]
     NewerFormat { found: u32, known: u32 },

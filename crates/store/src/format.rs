@@ -115,7 +115,7 @@ fn plan(regions: &Regions, options: &FormatOptions) -> Result<Geometry, FormatEr
 }
 
 /// What the first MiB of a region holds, if anything.
-async fn look(region: &Region, arena: &Arena) -> Result<Option<String>, IoError> {
+pub(crate) async fn look(region: &Region, arena: &Arena) -> Result<Option<String>, IoError> {
     let len = LOOK.min(region.len);
     let step = u64::from(region.device.identify().transfer_max).min(LOOK) / BLOCK_SIZE * BLOCK_SIZE;
     let mut bytes = Vec::new();

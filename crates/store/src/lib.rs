@@ -38,6 +38,7 @@ pub mod geometry;
 mod inspect;
 mod opening;
 mod recovery;
+mod verdict;
 
 mod points;
 #[cfg(feature = "proof")]

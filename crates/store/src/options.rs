@@ -33,6 +33,8 @@ impl FormatOptions {
 pub struct OpenOptions {
     /// The cluster that it must belong to; `None` takes any.
     pub cluster: Option<Uuid>,
+    /// The target that it must be; `None` takes any.
+    pub target: Option<Uuid>,
     /// Limits.
     pub limits: Limits,
     /// Writes nothing: the journal is replayed in memory only.

@@ -22,6 +22,7 @@ use crate::region::Regions;
 use crate::stage::Stage;
 use crate::superblock::{self, Choice, Copy, FORMAT_VERSION, Superblock};
 use crate::tree::{Forest, MetaError, TreeLimits};
+use crate::verdict;
 use cobalt_base::canary::{Canary, planted};
 use cobalt_base::{BLOCK_SIZE, Corrupt, Lsn};
 use cobalt_bdev::IoError;
@@ -59,7 +60,11 @@ pub(crate) async fn recover(
         regions.data.flush().await?;
     }
     let copies = superblock::read_all(&regions.meta, arena).await;
-    let (sb, survey) = judge(ctx, regions, arena, &copies, options.cluster).await.open()?;
+    let (sb, survey) = match judge(ctx, regions, arena, &copies, options.cluster).await.open() {
+        Ok(found) => found,
+        Err(error) => return Err(verdict::explain(regions, arena, error).await),
+    };
+    belongs(&sb, options.target)?;
     if survey.beyond > 0 {
         tracing::info!(records = survey.beyond, "dropped a torn journal tail: none of it was acknowledged");
     }
@@ -86,6 +91,16 @@ pub(crate) async fn recover(
     };
     let journal = Journal::new(&regions.meta, arena, superblock.target, start, &options.limits).await;
     Ok(Parts { forest, balloc, journal, superblock, shape, chores, unwritten })
+}
+
+/// Whether this is the target that was asked for.
+pub(crate) fn belongs(sb: &Superblock, target: Option<Uuid>) -> Result<(), OpenError> {
+    match target {
+        Some(expected) if expected != sb.target => {
+            Err(OpenError::ForeignTarget { expected, found: sb.target })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What superblocks and journal look like, and the row of the table that this is.

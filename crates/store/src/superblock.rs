@@ -272,6 +272,16 @@ fn encode(sb: &Superblock) -> Box<Disk> {
     disk
 }
 
+/// Length of the meta region and blocks of the data region that a whole superblock of this format was made for, wherever it
+/// lies now.
+pub(crate) fn formatted_size(bytes: &[u8]) -> Option<(u64, u64)> {
+    let mut disk = Box::new(Disk::read_from_bytes(bytes).ok()?);
+    let found = disk.checksum.get();
+    disk.checksum = U64::ZERO;
+    let whole = disk.magic == MAGIC && disk.version.get() == FORMAT_VERSION;
+    (whole && found == xxh3(SEED, disk.as_bytes())).then(|| (disk.region_len.get(), disk.data_blocks.get()))
+}
+
 fn parse(bytes: &[u8], region_len: u64, slot: u64) -> Verdict {
     if bytes.iter().all(|b| *b == 0) {
         return Verdict::Blank;

@@ -45,11 +45,12 @@ pub struct Opening {
 
 impl Opening {
     /// The store's options.
-    fn options(&self) -> OpenOptions {
+    fn options(&self, target: Uuid) -> OpenOptions {
         let limits =
             Limits { node_cache: self.cache, dirty_max: self.cache / DIRTY_SHARE, ..Limits::default() };
         OpenOptions {
             cluster: Some(self.cluster),
+            target: Some(target),
             limits,
             read_only: self.read_only,
             meta_arena: self.meta_arena.clone(),
@@ -161,18 +162,8 @@ pub async fn open(
         target.devices.push(regions.data.device.clone());
     }
     target.backend = regions.data.device.identify().backend.clone();
-    target.store = match Store::open(ctx.clone(), regions, arena.clone(), opening.options()).await {
-        Ok(store) => match store.status().target {
-            found if found == uuid => Ok(store),
-            found => {
-                // Nothing was written but its recovery; whoever owns it finds it whole.
-                let _ = store.close().await;
-                Err(format!(
-                    "it is target {found}, and {uuid} is expected: check the device, or cluster.id beside the secret"
-                ))
-            }
-        },
-        Err(e) => Err(with_sources(&e)),
-    };
+    let options = opening.options(uuid);
+    target.store =
+        Store::open(ctx.clone(), regions, arena.clone(), options).await.map_err(|e| with_sources(&e));
     target
 }

@@ -33,6 +33,7 @@ use crate::region::Regions;
 use crate::schema;
 use crate::superblock::{self, Superblock};
 use crate::tree::{self, FaultKind, Lost, Row, Source, Step, TreeId};
+use crate::verdict;
 use blocks::Claims;
 use cobalt_base::BLOCK_SIZE;
 use cobalt_dma::Arena;
@@ -40,12 +41,17 @@ use cobalt_reactor::Ctx;
 use progress::Meter;
 use std::collections::HashMap;
 use std::rc::Rc;
+use uuid::Uuid;
 
 /// What to check.
 #[derive(Clone, Debug, Default)]
 pub struct FsckOptions {
     /// Reads all data, and checks it.
     pub data: bool,
+    /// The cluster that it must belong to; `None` takes any.
+    pub cluster: Option<Uuid>,
+    /// The target that it must be; `None` takes any.
+    pub target: Option<Uuid>,
     /// Limits of the open target.
     pub limits: Limits,
     /// Most memory for the map of data blocks, in bytes; 0 is the default of 64 MiB. A larger data region takes
@@ -66,8 +72,13 @@ pub async fn fsck(
     options: &FsckOptions,
 ) -> Result<FsckReport, OpenError> {
     let copies = superblock::read_all(&regions.meta, arena).await;
-    let findings = recovery::judge(ctx, regions, arena, &copies, None).await;
-    let mut check = Check::new(regions, arena, options, findings.superblock()?);
+    let findings = recovery::judge(ctx, regions, arena, &copies, options.cluster).await;
+    let superblock = match findings.superblock() {
+        Ok(superblock) => superblock,
+        Err(error) => return Err(verdict::explain(regions, arena, error).await),
+    };
+    recovery::belongs(&superblock, options.target)?;
+    let mut check = Check::new(regions, arena, options, superblock);
     check.copies(&copies);
     let Some(journal) = check.journal(&findings) else { return Ok(check.report) };
     let whole = check.structure(journal.redoes()).await;
@@ -89,8 +100,13 @@ pub(crate) async fn look(
     options: &FsckOptions,
 ) -> Result<(Superblock, Source, FsckReport), OpenError> {
     let copies = superblock::read_all(&regions.meta, arena).await;
-    let findings = recovery::judge(ctx, regions, arena, &copies, None).await;
-    let mut check = Check::new(regions, arena, options, findings.superblock()?);
+    let findings = recovery::judge(ctx, regions, arena, &copies, options.cluster).await;
+    let superblock = match findings.superblock() {
+        Ok(superblock) => superblock,
+        Err(error) => return Err(verdict::explain(regions, arena, error).await),
+    };
+    recovery::belongs(&superblock, options.target)?;
+    let mut check = Check::new(regions, arena, options, superblock);
     check.copies(&copies);
     let source = match check.journal(&findings) {
         Some(journal) => check.redo(ctx, journal, true).await,

@@ -117,8 +117,13 @@ fn a_target_in_order_is_clean_in_one_pass_and_in_many_and_nothing_is_written() {
                 assert!(now.done >= seen.get().done && now.done <= now.total, "{now:?}");
                 seen.set(now);
             }));
-            let options =
-                FsckOptions { data: true, limits: rig.limits.clone(), map_bytes, progress: Some(progress) };
+            let options = FsckOptions {
+                data: true,
+                limits: rig.limits.clone(),
+                map_bytes,
+                progress: Some(progress),
+                ..FsckOptions::default()
+            };
             let report = fsck(&ctx, &regions, &rig.arena, &options).await.unwrap();
             assert!(report.is_clean(), "{map_bytes}: {:#?}", report.findings);
             assert!(report.redone > 0 && !report.checkpoint_only);

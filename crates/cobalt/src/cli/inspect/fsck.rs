@@ -74,9 +74,10 @@ fn verdict(all: &[Checked]) -> Result<(), Failure> {
 fn check(target: &Chosen, data: bool, when: ProgressWhen) -> Result<Result<FsckReport, Unreadable>, Failure> {
     let (bar, progress) = progress::of(&target.name, when);
     let device = target.device.clone();
+    let (cluster, uuid) = (target.cluster, target.uuid);
     let report = on_reactor(move |ctx, arena| async move {
         let regions = regions_of(&ctx, &arena, &device).await?;
-        let options = FsckOptions { data, progress, ..FsckOptions::default() };
+        let options = FsckOptions { data, progress, cluster, target: uuid, ..FsckOptions::default() };
         cobalt_store::fsck(&ctx, &regions, &arena, &options).await.map_err(|e| unreadable(&e))
     });
     drop(bar);

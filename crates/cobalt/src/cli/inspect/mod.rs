@@ -49,14 +49,19 @@ struct Unreadable {
     why: String,
 }
 
-/// The targets that were named: names of the configuration, device URIs or paths; all of the configuration for none.
+/// The targets that were named: names of the configuration, device URIs or paths; all of the configuration for none. A
+/// name of the configuration goes before a file of that name: `./t0` is the file.
 fn chosen(place: &PlaceArgs, named: &[String]) -> Result<Vec<Chosen>, Failure> {
-    let apart = |text: &String| device_of(text).is_some();
-    if !named.is_empty() && named.iter().all(apart) {
+    if !named.is_empty() && named.iter().all(|text| is_device(text)) {
         return named.iter().map(|text| by_device(text)).collect();
     }
-    let config = place::config(place)?;
-    let known = of_config(&config);
+    let known = match place::config(place) {
+        Ok(config) => of_config(&config),
+        Err(_) if !named.is_empty() && is_default(place) && named.iter().all(|text| may_be_device(text)) => {
+            Vec::new()
+        }
+        Err(failure) => return Err(failure),
+    };
     if named.is_empty() {
         return Ok(known);
     }
@@ -64,7 +69,7 @@ fn chosen(place: &PlaceArgs, named: &[String]) -> Result<Vec<Chosen>, Failure> {
         .iter()
         .map(|text| match known.iter().find(|target| target.name == *text) {
             Some(target) => Ok(target.clone()),
-            None if apart(text) => by_device(text),
+            None if may_be_device(text) => by_device(text),
             None => {
                 let names: Vec<_> = known.iter().map(|target| target.name.as_str()).collect();
                 Err(Failure::new(format!("there is no target `{text}`"))
@@ -73,6 +78,19 @@ fn chosen(place: &PlaceArgs, named: &[String]) -> Result<Vec<Chosen>, Failure> {
             }
         })
         .collect()
+}
+
+fn is_default(place: &PlaceArgs) -> bool {
+    place.config.is_none() && place.data_dir.is_none()
+}
+
+/// Whether it can be nothing but a device: a URI, or a path with a directory.
+fn is_device(text: &str) -> bool {
+    text.contains('/') || ["file:", "uring:", "mem:", "nvme:"].iter().any(|scheme| text.starts_with(scheme))
+}
+
+fn may_be_device(text: &str) -> bool {
+    is_device(text) || Path::new(text).exists()
 }
 
 fn of_config(config: &Config) -> Vec<Chosen> {
@@ -89,44 +107,38 @@ fn of_config(config: &Config) -> Vec<Chosen> {
 }
 
 /// A device by its URI, or a file or block device by its path.
-fn device_of(text: &str) -> Option<Result<DeviceUri, String>> {
-    let scheme = ["file:", "uring:", "mem:", "nvme:"].iter().any(|scheme| text.starts_with(scheme));
-    if scheme {
-        return Some(text.parse().map_err(|e| with_sources(&e)));
-    }
-    let path = Path::new(text);
-    if !text.contains('/') && !path.exists() {
-        return None;
-    }
+fn device_of(text: &str) -> Result<DeviceUri, String> {
     use std::os::unix::fs::FileTypeExt;
-    let block = std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device());
+    if text.contains(':') {
+        return text.parse().map_err(|e| with_sources(&e));
+    }
     let path = PathBuf::from(text);
+    let block = std::fs::metadata(&path).is_ok_and(|meta| meta.file_type().is_block_device());
     let kind = match block {
         true => DeviceKind::Uring { path },
         false => DeviceKind::File { path, size: None, sparse: true },
     };
-    Some(Ok(DeviceUri { kind, volatile_cache: None }))
+    Ok(DeviceUri { kind, volatile_cache: None })
 }
 
 fn by_device(text: &str) -> Result<Chosen, Failure> {
-    let uri = device_of(text).unwrap_or_else(|| Err(format!("`{text}` names no device")));
-    match uri {
-        Ok(DeviceUri { kind: DeviceKind::Mem { .. }, .. }) => {
-            Err(Failure::new(format!("{text} holds nothing: memory is forgotten when its process ends"))
-                .hint("name a file or a block device")
-                .code(Code::Usage))
+    let failed = |why: String| {
+        Failure::new(format!("`{text}` is no device that can be looked at"))
+            .cause(why)
+            .hint("name a file, a block device, or a target of the configuration")
+            .code(Code::Usage)
+    };
+    match device_of(text).map_err(failed)? {
+        DeviceUri { kind: DeviceKind::Mem { .. }, .. } => {
+            Err(failed("it holds nothing: memory is forgotten when its process ends".into()))
         }
-        Ok(uri) => Ok(Chosen {
+        uri => Ok(Chosen {
             name: text.to_owned(),
             process: None,
             device: TargetDevice::One(uri),
             cluster: None,
             uuid: None,
         }),
-        Err(why) => Err(Failure::new(format!("`{text}` is no device"))
-            .cause(why)
-            .hint("name a file, a block device, or a target of the configuration")
-            .code(Code::Usage)),
     }
 }
 
@@ -174,6 +186,7 @@ fn unreadable(error: &cobalt_store::OpenError) -> Unreadable {
     let kind = match error {
         E::NotFormatted { .. } => "not-a-target",
         E::ForeignCluster { .. } => "foreign-cluster",
+        E::ForeignTarget { .. } => "foreign-target",
         E::NewerFormat { .. } => "newer-format",
         E::WrongRegions { .. } => "wrong-size",
         E::Locked { .. } => "in-use",
