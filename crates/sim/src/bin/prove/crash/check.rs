@@ -72,6 +72,7 @@ impl Env {
             limits: self.limits.clone(),
             read_only: false,
             meta_arena: Some(self.meta_arena.clone()),
+            ..OpenOptions::default()
         }
     }
 }
