@@ -3,13 +3,14 @@
 use super::client::{Client, compare};
 use super::disk::{Disk, Shape, Tape};
 use super::image::{Image, Page};
-use super::model::{Floors, Lineage};
+use super::model::{Cob, Floors, Lineage};
 use super::walk::Pending;
 use cobalt_base::{Fid, SessionId};
 use cobalt_dma::{Arena, ArenaConfig};
 use cobalt_reactor::{Ctx, Reactor};
 use cobalt_store::{CtgOp, FsckOptions, Limits, OpenError, OpenOptions, Store, fsck, proof};
 use std::rc::Rc;
+use std::time::Duration;
 
 /// What all states of a workload share.
 #[derive(Clone)]
@@ -134,15 +135,21 @@ impl Life {
             self.work(&client, lsn).await?;
         }
         if depth >= Depth::Reopen {
+            self.settle(&store).await?;
             store.close().await.map_err(|e| format!("closing: {e}"))?;
         }
         if let Some(wrong) = client.wrong.take().or(self.disk.clash.take()) {
             return Err(wrong);
         }
+        let space = store.space();
         let mut history = client.history.take();
         history.visible(0, self.floor);
         history.visible(opened, lsn);
         let (lineage, floors) = history.judge((self.from.clone(), lsn))?;
+        let held: u64 = lineage.at(u64::MAX).cobs.values().map(Cob::allocated).sum();
+        if depth >= Depth::Reopen && (space.used, space.reserved) != (held, 0) {
+            return Err(format!("cobs hold {held} bytes, but the space is {space:?}"));
+        }
         // What the next start does is on another tape.
         let checked = Checked { lsn, tape: self.disk.tape.take(), lineage: Rc::new(lineage), floors };
         if depth >= Depth::Reopen {
@@ -186,6 +193,17 @@ impl Life {
         // The second copy of a superblock is written after the first.
         let bad = report.findings.iter().find(|f| closed || f.is_fatal());
         bad.map_or(Ok(()), |finding| Err(format!("fsck: {finding:?}")))
+    }
+
+    /// Waits for the work that the crash left over.
+    async fn settle(&self, store: &Store) -> Result<(), String> {
+        for _ in 0..1000 {
+            if proof::is_idle(store) && store.space().reserved == 0 {
+                return Ok(());
+            }
+            self.ctx.sleep(Duration::from_millis(1)).await;
+        }
+        Err(format!("work that a crash left over never ends: {:?}", store.space()))
     }
 
     /// What was deleted and fenced stays so; a write, an overwrite, a transaction and a delete go through.
