@@ -7,25 +7,54 @@
 use crate::tree::{Forest, Miss, TreeId};
 use smallvec::SmallVec;
 use std::cell::RefCell;
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::rc::Rc;
 
-/// A tree's place in the order in which changes are put in, then the key in that tree. Most keys fit in it.
-type Key = SmallVec<[u8; 48]>;
-
-fn key_in(tree: TreeId, key: &[u8]) -> Key {
-    let mut full = Key::new();
-    // The order of `TreeId::ALL`.
-    full.push(tree as u8);
-    full.extend_from_slice(key);
-    full
+/// A tree's place in the order in which changes are put in, then the key in that tree.
+#[derive(PartialEq, Eq)]
+struct Key {
+    /// The first bytes of `full`, zero-filled: nearly always enough to tell two keys apart.
+    head: u128,
+    /// Most keys fit in it.
+    full: SmallVec<[u8; 48]>,
 }
 
-/// The tree and the key that `full` is made of.
-fn place_of(full: &Key) -> (TreeId, &[u8]) {
-    let (rank, key) = full.split_first().expect("a key on the stage begins with its tree");
-    (TreeId::ALL[usize::from(*rank)], key)
+impl Key {
+    fn new(tree: TreeId, key: &[u8]) -> Key {
+        // The order of `TreeId::ALL`.
+        let mut full = SmallVec::from_slice(&[tree as u8]);
+        full.extend_from_slice(key);
+        let mut head = [0; 16];
+        let len = full.len().min(head.len());
+        head[..len].copy_from_slice(&full[..len]);
+        Key { head: u128::from_be_bytes(head), full }
+    }
+
+    /// The tree and the key in it.
+    fn place(&self) -> (TreeId, &[u8]) {
+        let (rank, key) = self.full.split_first().expect("a key on the stage begins with its tree");
+        (TreeId::ALL[usize::from(*rank)], key)
+    }
+}
+
+impl Clone for Key {
+    fn clone(&self) -> Key {
+        Key { head: self.head, full: SmallVec::from_slice(&self.full) }
+    }
+}
+
+impl Ord for Key {
+    fn cmp(&self, other: &Key) -> Ordering {
+        self.head.cmp(&other.head).then_with(|| self.full.as_slice().cmp(other.full.as_slice()))
+    }
+}
+
+impl PartialOrd for Key {
+    fn partial_cmp(&self, other: &Key) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 /// A value's place among the values of the stage; `None` is a delete.
@@ -63,7 +92,7 @@ impl Stage {
     pub(crate) fn get(&self, tree: TreeId, key: &[u8]) -> Result<Option<Vec<u8>>, Miss> {
         let inner = self.inner.borrow();
         if !inner.changes.is_empty()
-            && let Some(change) = inner.changes.get(&key_in(tree, key))
+            && let Some(change) = inner.changes.get(&Key::new(tree, key))
         {
             return Ok(change.map(|place| inner.value(place).to_vec()));
         }
@@ -79,8 +108,8 @@ impl Stage {
         loop {
             let below = self.forest.next(tree, &from)?;
             let inner = self.inner.borrow();
-            let range = (Bound::Included(key_in(tree, &from)), Bound::Unbounded);
-            let change = inner.changes.range(range).next().map(|(full, change)| (place_of(full), change));
+            let range = (Bound::Included(Key::new(tree, &from)), Bound::Unbounded);
+            let change = inner.changes.range(range).next().map(|(full, change)| (full.place(), change));
             match (below, change.filter(|((t, _), _)| *t == tree)) {
                 (below, None) => return Ok(below),
                 (Some(below), Some(((_, key), _))) if below.0.as_slice() < key => return Ok(Some(below)),
@@ -105,9 +134,8 @@ impl Stage {
         loop {
             let below = self.forest.prev(tree, &from)?;
             let inner = self.inner.borrow();
-            let range = (Bound::Unbounded, Bound::Included(key_in(tree, &from)));
-            let change =
-                inner.changes.range(range).next_back().map(|(full, change)| (place_of(full), change));
+            let range = (Bound::Unbounded, Bound::Included(Key::new(tree, &from)));
+            let change = inner.changes.range(range).next_back().map(|(full, change)| (full.place(), change));
             match (below, change.filter(|((t, _), _)| *t == tree)) {
                 (below, None) => return Ok(below),
                 (Some(below), Some(((_, key), _))) if below.0.as_slice() > key => return Ok(Some(below)),
@@ -127,11 +155,11 @@ impl Stage {
         let from = inner.values.len();
         inner.values.extend_from_slice(value.as_ref());
         let place = (from, inner.values.len());
-        inner.change(key_in(tree, key.as_ref()), Some(place));
+        inner.change(Key::new(tree, key.as_ref()), Some(place));
     }
 
     pub(crate) fn delete(&self, tree: TreeId, key: impl AsRef<[u8]>) {
-        self.inner.borrow_mut().change(key_in(tree, key.as_ref()), None);
+        self.inner.borrow_mut().change(Key::new(tree, key.as_ref()), None);
     }
 
     /// What changed since the last savepoint stays.
@@ -167,7 +195,7 @@ impl Stage {
             return Ok(());
         }
         for full in inner.changes.keys() {
-            let (tree, key) = place_of(full);
+            let (tree, key) = full.place();
             self.forest.touch(tree, key)?;
         }
         inner.lost = Some(lost);
@@ -179,7 +207,7 @@ impl Stage {
         let inner = &mut *self.inner.borrow_mut();
         inner.lost.get_or_insert_with(|| self.forest.lost());
         for (full, _) in &inner.undo {
-            let (tree, key) = place_of(full);
+            let (tree, key) = full.place();
             self.forest.touch(tree, key)?;
         }
         Ok(())
@@ -191,7 +219,7 @@ impl Stage {
         let inner = &mut *self.inner.borrow_mut();
         let mut left = std::mem::take(&mut inner.changes).into_iter();
         while let Some((full, change)) = left.next() {
-            let (tree, key) = place_of(&full);
+            let (tree, key) = full.place();
             let done = match change {
                 Some(place) => self.forest.put(tree, key, inner.value(place)),
                 None => self.forest.delete(tree, key).map(drop),

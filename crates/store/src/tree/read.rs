@@ -106,8 +106,17 @@ impl Forest {
     /// [`Miss`].
     pub fn touch(&self, tree: TreeId, key: &[u8]) -> Result<(), Miss> {
         let inner = &mut *self.0.inner.borrow_mut();
-        let path = inner.descend(tree, key)?;
-        inner.protect(&path);
+        let root = inner.roots[tree.index()];
+        let (mut next, mut level) = (root.node, root.height);
+        while level > 0 {
+            level -= 1;
+            let at = inner.find(tree, next, level)?;
+            inner.cache.touch(at);
+            if level > 0 {
+                let node = inner.cache.node(at);
+                next = node.child(node.child_index(key));
+            }
+        }
         Ok(())
     }
 

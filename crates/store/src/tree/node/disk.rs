@@ -99,6 +99,7 @@ impl Node {
         let mut node = Node {
             slots: SmallVec::new(),
             prefix: SmallVec::new(),
+            edges: (0, 0),
             image,
             tree: expect.tree,
             level: expect.level,
