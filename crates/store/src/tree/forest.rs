@@ -158,7 +158,7 @@ impl Forest {
     pub async fn load(&self, miss: Miss) -> Result<(), MetaError> {
         let Want::Node { tree, node, level } = miss.0 else { return Err(MetaError::Full) };
         let shared = &self.0;
-        if !shared.wants(node.block) {
+        if !shared.wants(tree, node, level)? {
             return Ok(());
         }
         let running = shared.loading.borrow().get(&node.block).cloned();
@@ -172,8 +172,8 @@ impl Forest {
         let expect =
             Expect { seed: shared.seed, tree, level, node, node_blocks: shared.geometry.node_blocks };
         let read = read_node(&shared.meta, &shared.arena, &shared.geometry, &expect).await;
-        if !shared.wants(node.block) {
-            return Ok(());
+        if !shared.lacks(node.block) {
+            return Ok(()); // The trees went on meanwhile.
         }
         let node = read?;
         let mut inner = shared.inner.borrow_mut();
@@ -238,10 +238,22 @@ impl Forest {
 }
 
 impl Shared {
-    /// Whether a load of the block is of use: the trees refer to it and it is not here yet.
-    fn wants(&self, block: u64) -> bool {
+    /// Whether the trees use a block that is not here.
+    fn lacks(&self, block: u64) -> bool {
         let inner = self.inner.borrow();
         inner.space.is_live(block) && inner.cache.peek(block).is_none()
+    }
+
+    /// Whether a load is of use: a miss of this turn that it cannot end is one of trees that contradict themselves.
+    fn wants(&self, tree: TreeId, node: NodeRef, level: u32) -> Result<bool, Corrupt> {
+        let inner = self.inner.borrow();
+        let corrupt = |why: &str| Corrupt::new("btree node", self.geometry.node_at(node.block), why);
+        match inner.cache.peek(node.block) {
+            Some(at) if inner.cache.node(at).is(tree, node.generation, level) => Ok(false),
+            Some(_) => Err(corrupt("two pointers lead to it, and do not agree")),
+            None if inner.space.is_live(node.block) => Ok(true),
+            None => Err(corrupt("a tree refers to it, and the bitmap marks it free")),
+        }
     }
 }
 
@@ -281,7 +293,10 @@ impl Inner {
 
     /// The cached entry of a node.
     pub fn find(&self, tree: TreeId, node: NodeRef, level: u32) -> Result<usize, Miss> {
-        self.cache.find(node.block).ok_or(Miss(Want::Node { tree, node, level }))
+        // Nodes are found by their block; two pointers to one block are never two nodes.
+        let found = self.cache.find(node.block);
+        let own = found.filter(|at| self.cache.node(*at).is(tree, node.generation, level));
+        own.ok_or(Miss(Want::Node { tree, node, level }))
     }
 
     /// The way to the leaf whose range holds `key`; empty in an empty tree. The leaf's index is 0.

@@ -202,6 +202,11 @@ impl Node {
         self.slots.len()
     }
 
+    /// Whether it is the node that a pointer at this level of a tree means, as far as it says so itself.
+    pub fn is(&self, tree: TreeId, generation: u64, level: u32) -> bool {
+        self.tree == tree && self.generation == generation && self.level == level
+    }
+
     pub fn is_leaf(&self) -> bool {
         self.level == 0
     }

@@ -178,3 +178,52 @@ fn entries_survive_many_generations() {
         rig.assert_durable(&model).await;
     });
 }
+
+/// Looks a key up until it is there, an error comes, or so many loads brought nothing that none ever will.
+async fn look(forest: &Forest, tree: TreeId, number: u16) -> Result<Option<Vec<u8>>, MetaError> {
+    for _ in 0..1000 {
+        match forest.get(tree, &key(number)) {
+            Ok(value) => return Ok(value),
+            Err(miss) => forest.load(miss).await?,
+        }
+    }
+    panic!("a lookup of {number} goes on for ever");
+}
+
+// Found by `prove fuzz --seed 1 --case 2750`.
+#[test]
+fn a_pointer_to_a_block_that_is_marked_free_is_damage_and_no_loop() {
+    run(16, |ctx| async move {
+        let (rig, _) = filled(&ctx).await;
+        let mut superblock = rig.superblock.borrow().clone();
+        let root = superblock.roots[0].node.block;
+        let at = superblock.geometry.bitmap_at(superblock.bitmap.area);
+        let mut bitmap = read_block(&rig, at).await;
+        bitmap[usize::try_from(root / 8).expect("small")] &= !(1 << (root % 8));
+        write_block(&rig, at, &bitmap).await;
+        superblock.bitmap.checksum =
+            cobalt_base::checksum::xxh3(crate::tree::forest::seed_of(superblock.target), &bitmap);
+        let forest =
+            Forest::open(&rig.ctx, &rig.meta, &rig.arena, &superblock, rig.limits).await.expect("open");
+        let found = look(&forest, TreeId::Cob, 1).await;
+        assert!(matches!(found, Err(MetaError::Corrupt(_))), "{found:?}");
+    });
+}
+
+#[test]
+fn a_node_that_two_trees_refer_to_answers_for_its_own_alone() {
+    run(17, |ctx| async move {
+        let (rig, _) = filled(&ctx).await;
+        let mut superblock = rig.superblock.borrow().clone();
+        superblock.roots[1] = superblock.roots[0];
+        superblock.roots[3] = superblock.roots[0];
+        superblock.roots[3].height -= 1;
+        let forest =
+            Forest::open(&rig.ctx, &rig.meta, &rig.arena, &superblock, rig.limits).await.expect("open");
+        assert_eq!(look(&forest, TreeId::Cob, 1).await, Ok(Some(value(200, 1))));
+        for tree in [TreeId::Extmap, TreeId::Ctg] {
+            let found = look(&forest, tree, 1).await;
+            assert!(matches!(found, Err(MetaError::Corrupt(_))), "{tree:?}: {found:?}");
+        }
+    });
+}
