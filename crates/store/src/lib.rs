@@ -40,6 +40,8 @@ mod opening;
 mod recovery;
 mod verdict;
 
+#[cfg(feature = "proof")]
+pub mod parsers;
 mod points;
 #[cfg(feature = "proof")]
 pub mod proof;

@@ -282,7 +282,7 @@ pub(crate) fn formatted_size(bytes: &[u8]) -> Option<(u64, u64)> {
     (whole && found == xxh3(SEED, disk.as_bytes())).then(|| (disk.region_len.get(), disk.data_blocks.get()))
 }
 
-fn parse(bytes: &[u8], region_len: u64, slot: u64) -> Verdict {
+pub(crate) fn parse(bytes: &[u8], region_len: u64, slot: u64) -> Verdict {
     if bytes.iter().all(|b| *b == 0) {
         return Verdict::Blank;
     }

@@ -37,6 +37,46 @@ pub(crate) use walk::{Cursor, Lost, OnRead, Row, Source, Step, entry_max};
 use cobalt_base::Corrupt;
 use cobalt_bdev::IoError;
 
+/// The parsers, for a fuzzer.
+#[cfg(feature = "proof")]
+pub(crate) mod parse {
+    use super::node::{Expect, Node};
+    use super::{NodeRef, TreeId, forest, metaspace};
+    use uuid::Uuid;
+
+    /// A node that its referrer expects at this place of a tree; its entries are then used as a store uses them.
+    pub fn node(
+        bytes: &[u8],
+        target: Uuid,
+        node: NodeRef,
+        tree: TreeId,
+        level: u32,
+        node_blocks: u64,
+    ) -> bool {
+        let expect = Expect { seed: forest::seed_of(target), tree, level, node, node_blocks };
+        let Ok(node) = Node::parse(bytes, &expect) else { return false };
+        for i in 0..node.count() {
+            let key = node.key(i);
+            assert!(
+                node.search(key) == Ok(i) && node.value(i).len() < bytes.len(),
+                "an entry is found by its key"
+            );
+            if !node.is_leaf() {
+                assert!(
+                    node.child(i).block < node_blocks && node.child_index(key) == i,
+                    "a child is in its place"
+                );
+            }
+        }
+        true
+    }
+
+    /// A bitmap of node blocks.
+    pub fn bitmap(blocks: u64, bytes: &[u8]) -> bool {
+        metaspace::Metaspace::from_bytes(blocks, bytes).is_some()
+    }
+}
+
 /// Which tree. The number is written into every node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]

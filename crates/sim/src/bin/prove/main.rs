@@ -6,6 +6,7 @@
 mod ageing;
 mod corrupt;
 mod crash;
+mod fuzz;
 mod layout;
 mod models;
 mod nth;
@@ -32,8 +33,10 @@ enum Layer {
     Ageing,
     /// Every state that a crash may leave
     Crash,
-    /// Layer 5: every kind of damage, and what must come of it
+    /// Every kind of damage, and what must come of it
     Corrupt,
+    /// Changed input for everything that reads a disk
+    Fuzz,
 }
 
 #[derive(Parser)]
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Layer::Ageing => ageing::run(&options.run),
         Layer::Crash => crash::run(&options.run),
         Layer::Corrupt => corrupt::run(&options.run),
+        Layer::Fuzz => fuzz::run(&options.run),
     };
     run::report(&name, &options.run, outcome)
 }
