@@ -10,6 +10,7 @@ mod keys;
 mod list;
 #[cfg(feature = "plot")]
 mod plot;
+mod recovery;
 mod report;
 mod tail;
 mod target;
@@ -31,6 +32,8 @@ enum Row {
     List(list::Args),
     /// Whether the cache limit holds while trees grow beyond it
     Cache(cache::Args),
+    /// Opening after a crash
+    Recovery(recovery::Args),
     /// Latency of durable 4 KiB writes while checkpoints run and while none does
     Tail(tail::Args),
 }
@@ -40,6 +43,7 @@ fn main() -> anyhow::Result<()> {
         Row::Ctg(args) => ctg::run(args),
         Row::List(args) => list::run(args),
         Row::Cache(args) => cache::run(args),
+        Row::Recovery(args) => recovery::run(args),
         Row::Tail(args) => tail::run(args),
     }
 }
