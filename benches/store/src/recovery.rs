@@ -15,9 +15,10 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use uuid::Uuid;
 
-/// Part of a target that is its meta region, as `cobalt format` has it, and its bounds.
+/// Part of a target that is its meta region, as `cobalt format` has it, and its bounds; the lower one is larger here, so
+/// that a small target has room for a long journal's changes without a checkpoint.
 const META_SHARE: u64 = 16;
-const META_MIN: u64 = 32 << 20;
+const META_MIN: u64 = 512 << 20;
 const META_MAX: u64 = 64 << 30;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

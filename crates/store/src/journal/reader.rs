@@ -50,7 +50,7 @@ impl<'a> Reader<'a> {
     pub(crate) async fn header(&mut self, offset: u64) -> Result<Option<Header>, IoError> {
         let (target, ring) = (self.target, self.len);
         let bytes = self.bytes(offset).await?;
-        Ok(Header::parse(bytes, target, offset, ring).ok())
+        Ok(record::may_be(bytes).then(|| Header::parse(bytes, target, offset, ring).ok()).flatten())
     }
 
     /// Puts a record's payload into `out`; whether its checksum holds.

@@ -42,6 +42,11 @@ pub(crate) struct Header {
     pub sum: u64,
 }
 
+/// Whether a record may begin with these bytes: most blocks of a ring are told by that.
+pub(crate) fn may_be(bytes: &[u8]) -> bool {
+    bytes.starts_with(&MAGIC)
+}
+
 /// Size of the header on disk.
 pub(crate) const HEADER_LEN: usize = 128;
 /// Longest record, in bytes: what one buffer holds. It bounds what recovery has in memory.

@@ -34,6 +34,8 @@ pub struct State {
     pub fail_write_in: Cell<Option<u64>>,
     /// Those failures are for want of room on the host.
     pub host_full: Cell<bool>,
+    /// The process that asked is gone: what it asked to be durable is only in the cache.
+    pub orphaned: Cell<bool>,
     /// Reads of this byte fail.
     pub bad_read: Cell<Option<u64>>,
     /// Longest time of an operation, in microseconds.
@@ -198,7 +200,7 @@ impl State {
                 let range = offset as usize..offset as usize + bytes.len();
                 self.current.borrow_mut()[range].copy_from_slice(&bytes);
                 self.complete(write, offset, bytes.len());
-                if fua {
+                if fua && !self.orphaned.get() {
                     let sectors = offset as usize / SECTOR..(offset as usize + bytes.len()) / SECTOR;
                     let own = self.covered().into_iter().filter(|(s, ..)| sectors.contains(s)).collect();
                     self.make_durable(own);
@@ -210,7 +212,9 @@ impl State {
                 if due(&self.fail_flush_in) {
                     return failed("flush", 0);
                 }
-                self.make_durable(covered);
+                if !self.orphaned.get() {
+                    self.make_durable(covered);
+                }
                 Ok(None)
             }
             Op::Deallocate { offset, len } => {

@@ -9,4 +9,5 @@ mod fsck;
 mod hostile;
 mod inline;
 mod model;
+mod recovery;
 mod write_path;

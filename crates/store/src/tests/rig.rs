@@ -94,6 +94,16 @@ impl Rig {
         self.scope.ctx()
     }
 
+    /// The process dies, its devices live on: writes on their way end in the caches, durable or not as asked for, and no
+    /// flush ends.
+    pub async fn die(&self) {
+        let states = [&self.meta, &self.data];
+        states.iter().for_each(|state| state.orphaned.set(true));
+        self.scope.kill();
+        self.ctx.sleep(std::time::Duration::from_millis(50)).await;
+        states.iter().for_each(|state| state.orphaned.set(false));
+    }
+
     /// Pulls the plug, and returns what the devices hold then.
     pub fn cut(&self, mode: u64) -> (Vec<u8>, Vec<u8>) {
         self.scope.kill();
