@@ -271,7 +271,14 @@ pub async fn judged(ctx: &Ctx, regions: &Regions, arena: &Arena, cluster: Option
     Judged { row: findings.row, chosen, last: survey.next_lsn - 1, floor: survey.floor }
 }
 
-/// Redoes the good records, read once more from the ring.
+/// Redoes the good records, read once more from the ring. Nothing grows with it but inline data and nodes, of which only those that the
+/// records change: the rest goes when the cache is full, however small it is.
+///
+/// Room and memory follow from admission. The last mount put the same changes into the same trees in the same order, and
+/// each found its node blocks before its record was written, with those of the generation before still taken: as here. A
+/// node that it changed in two generations, in the one that a checkpoint was writing and after that, is changed here in one.
+/// So redo takes no more blocks than were taken, and has no more changed nodes in memory than were changed and frozen then,
+/// which is what [`Forest::pressure`] bounds.
 pub(crate) async fn redo_all(
     forest: &Rc<Forest>,
     shape: Shape,
