@@ -7,9 +7,12 @@ use crate::cli::failure::Failure;
 use crate::cli::output;
 use crate::process::format::on_reactor;
 use cobalt_base::Fid;
-use cobalt_store::{Finding, FsckOptions, FsckReport};
+use cobalt_store::{Finding, FsckOptions, FsckReport, Limits};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+
+/// Memory for nodes that redo only reads.
+const NODE_CACHE: u64 = 32 << 20;
 
 /// One target's result.
 struct Checked {
@@ -55,7 +58,7 @@ fn verdict(all: &[Checked]) -> Result<(), Failure> {
     let bad: Vec<_> = all.iter().filter(|c| c.is_bad()).collect();
     let reason = |c: &&Checked| match &c.result {
         Err(why) => format!("{}: {}", c.target.name, why.why),
-        Ok(report) => format!("{}: {} fatal findings", c.target.name, report.fatal),
+        Ok(report) => format!("{}: {}", c.target.name, findings(report.fatal, "fatal ")),
     };
     let cause = bad.iter().map(reason).collect::<Vec<_>>().join("; ");
     if bad.is_empty() {
@@ -77,7 +80,8 @@ fn check(target: &Chosen, data: bool, when: ProgressWhen) -> Result<Result<FsckR
     let (cluster, uuid) = (target.cluster, target.uuid);
     let report = on_reactor(move |ctx, arena| async move {
         let regions = regions_of(&ctx, &arena, &device).await?;
-        let options = FsckOptions { data, progress, cluster, target: uuid, ..FsckOptions::default() };
+        let limits = Limits { node_cache: NODE_CACHE, ..Limits::default() };
+        let options = FsckOptions { data, progress, cluster, target: uuid, limits, ..FsckOptions::default() };
         cobalt_store::fsck(&ctx, &regions, &arena, &options).await.map_err(|e| unreadable(&e))
     });
     drop(bar);
@@ -167,8 +171,8 @@ fn print(all: &[Checked], names: &Names) -> Result<(), Failure> {
         Ok(report) => {
             let verdict = match c.verdict() {
                 "clean" => "clean".to_owned(),
-                "mends" => format!("sound; {} mends itself at the next start", report.found),
-                _ => format!("damaged: {} findings", report.found),
+                "mends" => format!("sound: {}, mended by the next start", findings(report.found, "")),
+                _ => format!("damaged: {}", findings(report.found, "")),
             };
             vec![
                 c.target.name.clone(),
@@ -190,7 +194,7 @@ fn print(all: &[Checked], names: &Names) -> Result<(), Failure> {
         }
         let more = report.found - report.findings.len() as u64;
         if more > 0 {
-            output::line(&format!("\n{}: and {more} findings more", checked.target.name))?;
+            output::line(&format!("\n{}: and {} more", checked.target.name, findings(more, "")))?;
         }
         if report.checkpoint_only {
             output::line(&format!(
@@ -206,6 +210,10 @@ fn print(all: &[Checked], names: &Names) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+fn findings(count: u64, which: &str) -> String {
+    if count == 1 { format!("1 {which}finding") } else { format!("{count} {which}findings") }
 }
 
 /// A finding for people.
