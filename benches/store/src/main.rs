@@ -5,6 +5,7 @@
 
 mod cache;
 mod clock;
+mod cob;
 mod ctg;
 mod keys;
 mod list;
@@ -26,6 +27,10 @@ struct Options {
 
 #[derive(Subcommand)]
 enum Row {
+    /// Cob writes of 4 KiB without a device's time: what the store costs on one core
+    CobMem(cob::mem::Args),
+    /// Cobs on a file, in one of four ways that fio has too
+    CobFile(cob::file::Args),
     /// Catalogue: puts, then gets, of random keys; this store or one that it is measured beside
     Ctg(ctg::Args),
     /// Catalogue: scanning, and common prefixes by seeking
@@ -40,6 +45,8 @@ enum Row {
 
 fn main() -> anyhow::Result<()> {
     match Options::parse().row {
+        Row::CobMem(args) => cob::mem::run(args),
+        Row::CobFile(args) => cob::file::run(args),
         Row::Ctg(args) => ctg::run(args),
         Row::List(args) => list::run(args),
         Row::Cache(args) => cache::run(args),
