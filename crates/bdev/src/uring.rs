@@ -6,7 +6,7 @@
 //! the backend waits for the kernel to let go of everything before the slots go.
 
 use crate::device::{Bdev, Done, Identify, Io, IoError, Op};
-use crate::target::{Target, io_error, span};
+use crate::target::{Target, io_error, queue_attribute, span};
 use cobalt_dma::{Arena, BUF_MAX};
 use cobalt_reactor::{Park, Poller};
 use io_uring::{IoUring, Probe, opcode, squeue, types};
@@ -38,6 +38,8 @@ struct Inner {
     ring: IoUring,
     target: Target,
     fixed_file: bool,
+    /// The disk itself knows FUA. On any other the kernel would flush twice for a durable write.
+    native_fua: bool,
     table: Table,
     slots: Vec<Slot>,
     free: Vec<usize>,
@@ -53,6 +55,9 @@ struct Slot {
     io: Option<Io>,
     progress: usize,
     retries: u8,
+    /// The write is followed by a flush, and that flush is under way.
+    flushes: bool,
+    flushing: bool,
     /// What a vectored write points to; its memory moves only when no entry is out.
     iovecs: Vec<libc::iovec>,
 }
@@ -73,6 +78,10 @@ impl Uring {
             Err(error) => return Err((target, error)),
         };
         let fixed_file = ring.submitter().register_files(&[target.file.as_raw_fd()]).is_ok();
+        let native_fua = target
+            .file
+            .metadata()
+            .is_ok_and(|meta| queue_attribute(&meta, "fua").is_some_and(|fua| fua == "1"));
         let table = Table::new(&ring, arena);
         let mut identify = target.identify("uring", DEPTH, u32::try_from(BUF_MAX).unwrap_or(u32::MAX));
         if table.refused {
@@ -82,6 +91,7 @@ impl Uring {
             ring,
             target,
             fixed_file,
+            native_fua,
             table,
             slots: (0..DEPTH).map(|_| Slot::default()).collect(),
             free: (0..DEPTH as usize).rev().collect(),
@@ -193,6 +203,8 @@ impl Inner {
             return;
         };
         let slot = &mut self.slots[index];
+        slot.flushes = !self.native_fua && matches!(io.op, Op::Write { fua: true, .. });
+        slot.flushing = false;
         slot.io = Some(io);
         slot.progress = 0;
         slot.retries = 0;
@@ -213,10 +225,11 @@ impl Inner {
 
     fn entry(&mut self, index: usize) -> squeue::Entry {
         let Inner { ring, table, slots, target, fixed_file, .. } = self;
-        let Slot { io, progress, iovecs, .. } = &mut slots[index];
+        let Slot { io, progress, iovecs, flushes, flushing, .. } = &mut slots[index];
         let Some(io) = io else { unreachable!("only slots in use have entries") };
         let fd = types::Fd(if *fixed_file { 0 } else { target.file.as_raw_fd() });
         let skip = *progress as u64;
+        let flush = opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build();
         let entry = match &mut io.op {
             Op::Read { offset, buf } => {
                 let len = short(buf.len() - *progress);
@@ -226,8 +239,9 @@ impl Inner {
                     None => opcode::Read::new(fd, ptr, len).offset(*offset + skip).build(),
                 }
             }
+            Op::Write { .. } if *flushing => flush,
             Op::Write { offset, data, fua } => {
-                let flags = if *fua { libc::RWF_DSYNC } else { 0 };
+                let flags = if *fua && !*flushes { libc::RWF_DSYNC } else { 0 };
                 fill_iovecs(iovecs, data, *progress);
                 let offset = *offset + skip;
                 let only = match iovecs.as_slice() {
@@ -247,7 +261,7 @@ impl Inner {
                         .build(),
                 }
             }
-            Op::Flush => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
+            Op::Flush => flush,
             Op::Deallocate { offset, len } => opcode::Fallocate::new(fd, *len)
                 .offset(*offset)
                 .mode(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
@@ -294,10 +308,10 @@ impl Slot {
     /// Takes the kernel's result. `None` when a part is left to do.
     fn advance(&mut self, result: i32, block: usize) -> Option<Answer> {
         let Some(io) = &self.io else { unreachable!("only slots in use have completions") };
-        let span = span(&io.op);
+        let span = if self.flushing { ("flush", 0, 0) } else { span(&io.op) };
         let failed = match usize::try_from(result) {
             Ok(bytes) => {
-                let moves = matches!(io.op, Op::Read { .. } | Op::Write { .. });
+                let moves = !self.flushing && matches!(io.op, Op::Read { .. } | Op::Write { .. });
                 let len = if moves { usize::try_from(span.2).unwrap_or(usize::MAX) } else { 0 };
                 if bytes > 0 {
                     self.retries = 0;
@@ -305,7 +319,10 @@ impl Slot {
                 // What ends inside of a block goes on at the block's start: offsets stay aligned.
                 let end = self.progress + bytes;
                 self.progress = if end >= len { len } else { end - end % block };
-                if self.progress == len {
+                if self.progress == len && self.flushes && !self.flushing {
+                    self.flushing = true;
+                    return None;
+                } else if self.progress == len {
                     None
                 } else if bytes < block {
                     Some(io::Error::new(
@@ -447,6 +464,22 @@ mod tests {
         let (_, result) = slot.advance(7680, 512).expect("all of it");
         assert_eq!(result.map(|buf| buf.is_some()), Ok(false));
         assert!(slot.io.is_none());
+    }
+
+    #[test]
+    fn a_durable_write_is_answered_after_its_flush() {
+        let durable = || Slot { flushes: true, ..write(8192) };
+        let mut slot = durable();
+        assert!(slot.advance(4096, 512).is_none());
+        assert!(!slot.flushing, "the other half is to be written first");
+        assert!(slot.advance(4096, 512).is_none());
+        assert!(slot.flushing);
+        assert!(slot.advance(-libc::EINTR, 512).is_none());
+        assert!(slot.advance(0, 512).expect("an answer").1.is_ok());
+        let mut slot = durable();
+        assert!(slot.advance(8192, 512).is_none());
+        let error = failure(slot.advance(-libc::ENOSPC, 512));
+        assert!(matches!(error, IoError::Failed { op: "flush", .. }), "what is stable is unknown: {error}");
     }
 
     #[test]

@@ -59,8 +59,43 @@ fn put_free(stage: &Stage, start: u64, blocks: u64) {
     stage.put(TreeId::Balloc, schema::free_key(start), blocks.to_le_bytes());
 }
 
+/// Changes in the tree that one extent makes at most: two free extents, and the group's summary.
+pub(crate) const CHANGES_MAX: usize = 3;
+
+/// Enters what the transactions of one record took and freed. What one of them took another may have freed since,
+/// but never the other way round: freed blocks are reusable when their record is durable (I3).
+pub(crate) fn settle(stage: &Stage, shape: Shape, taken: &[Extent], freed: &[Extent]) -> Result<(), Halt> {
+    for extent in merged(shape, taken) {
+        take(stage, shape, extent)?;
+    }
+    for extent in merged(shape, freed) {
+        give(stage, shape, extent)?;
+    }
+    Ok(())
+}
+
+/// The same blocks in order, neighbours within a group as one extent.
+fn merged(shape: Shape, extents: &[Extent]) -> Vec<Extent> {
+    let mut sorted = extents.to_vec();
+    sorted.sort_unstable_by_key(|extent| extent.start);
+    let group = |block: u64| block / shape.group_blocks;
+    let mut out: Vec<Extent> = Vec::with_capacity(sorted.len());
+    for extent in sorted {
+        if let Some(last) = out.last_mut()
+            && last.end() == Some(extent.start)
+            && group(last.start) == group(extent.start)
+            && let Some(blocks) = last.blocks.checked_add(extent.blocks)
+        {
+            last.blocks = blocks;
+        } else {
+            out.push(extent);
+        }
+    }
+    out
+}
+
 /// Takes blocks that must be free.
-pub(crate) fn take(stage: &Stage, shape: Shape, extent: Extent) -> Result<(), Halt> {
+fn take(stage: &Stage, shape: Shape, extent: Extent) -> Result<(), Halt> {
     let (group, end) = place(shape, extent)?;
     let (first, len) = shape.group(group);
     let free = match summary(stage, group)? {
@@ -101,27 +136,27 @@ pub(crate) fn give(stage: &Stage, shape: Shape, extent: Extent) -> Result<(), Ha
         return Err(corrupt(extent, "freed, but the group would have more free blocks than blocks"));
     }
     let (mut start, mut until) = (extent.start, end);
-    if let Some((key, value)) = stage.prev(TreeId::Balloc, &schema::free_key(extent.start))?
-        && let Some(before) = schema::key_number(FREE, &key)
-    {
-        let before_end = before + u64::from(schema::decode_u32("free extent", &value)?);
+    // The last free extent up to the end: behind this one, before it, or where none may be.
+    let row = |at: u64| -> Result<Option<(u64, u64)>, Halt> {
+        let Some((key, value)) = stage.prev(TreeId::Balloc, &schema::free_key(at))? else { return Ok(None) };
+        let Some(start) = schema::key_number(FREE, &key) else { return Ok(None) };
+        Ok(Some((start, start + u64::from(schema::decode_u32("free extent", &value)?))))
+    };
+    let mut before = row(end)?;
+    if let Some((after, after_end)) = before.filter(|(after, _)| *after == end) {
+        if after < first + len {
+            stage.delete(TreeId::Balloc, schema::free_key(after));
+            until = after_end;
+        }
+        before = row(extent.start)?;
+    }
+    if let Some((before, before_end)) = before {
         if before_end > extent.start {
             return Err(corrupt(extent, "freed, but free already"));
         }
         if before_end == extent.start && before >= first {
-            stage.delete(TreeId::Balloc, key);
+            stage.delete(TreeId::Balloc, schema::free_key(before));
             start = before;
-        }
-    }
-    if let Some((key, value)) = stage.next(TreeId::Balloc, &schema::free_key(extent.start))?
-        && let Some(after) = schema::key_number(FREE, &key)
-    {
-        if after < end {
-            return Err(corrupt(extent, "freed, but free already"));
-        }
-        if after == end && after < first + len {
-            stage.delete(TreeId::Balloc, key);
-            until = after + u64::from(schema::decode_u32("free extent", &value)?);
         }
     }
     if free == len {

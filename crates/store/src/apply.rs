@@ -4,11 +4,10 @@
 //! Nothing here waits: a node that is not in memory ends the attempt, the caller takes the attempt's
 //! changes back, loads the node and tries again.
 
-use crate::alloc_rows;
 use crate::ctg::CtgOp;
 use crate::error::StoreError;
 use crate::intent::{Bytes, Inline, Intent, Map};
-use crate::schema::{self, COB, COUNT_KEY, CobRow, DEAD, FENCE, MapRow, TOMB, fid_key};
+use crate::schema::{self, COB, COUNT_KEY, CobRow, DEAD, FENCE, MapRow, Parts, TOMB, fid_key};
 use crate::stage::Stage;
 use crate::tree::{Miss, TreeId};
 use crate::tx::Extent;
@@ -42,7 +41,8 @@ impl From<Corrupt> for Halt {
 pub(crate) struct Effects {
     /// Blocks whose bytes came with the record.
     pub inline: Vec<(Vec<Extent>, Bytes)>,
-    /// Blocks that became free.
+    /// Blocks that it takes, and blocks that become free. [`crate::alloc_rows::settle`] enters them.
+    pub taken: Vec<Extent>,
     pub freed: Vec<Extent>,
     /// A dead cob with rows left to free.
     pub dead: Option<Fid>,
@@ -72,8 +72,8 @@ pub(crate) fn run(
     for intent in intents {
         match intent {
             Intent::Map(map) => map_range(stage, shape, lsn, map, fx)?,
-            Intent::Delete { fid, rows } => delete(stage, shape, *fid, *rows, fx)?,
-            Intent::FreeStep { fid, rows } => free_step(stage, shape, *fid, *rows, fx)?,
+            Intent::Delete { fid, rows } => delete(stage, *fid, *rows, fx)?,
+            Intent::FreeStep { fid, rows } => free_step(stage, *fid, *rows, fx)?,
             Intent::Fence { session } => fence(stage, *session, fx)?,
             Intent::DropTombs { session, rows } => drop_tombs(stage, *session, *rows, fx)?,
             Intent::Ctg(CtgOp::Put { ctg, key, value }) => {
@@ -96,7 +96,14 @@ pub(crate) fn run(
 
 /// Whether a session is fenced. Fenced sessions are kept as merged intervals.
 pub(crate) fn is_fenced(stage: &Stage, session: SessionId) -> Result<bool, Halt> {
-    Ok(fence_before(stage, session)?.is_some_and(|(_, last)| last >= session))
+    if stage.is_unfenced(session) {
+        return Ok(false);
+    }
+    let fenced = fence_before(stage, session)?.is_some_and(|(_, last)| last >= session);
+    if !fenced {
+        stage.set_unfenced(Some(session));
+    }
+    Ok(fenced)
 }
 
 fn fence_before(stage: &Stage, session: SessionId) -> Result<Option<(SessionId, SessionId)>, Halt> {
@@ -119,17 +126,17 @@ pub(crate) fn judge_cob(stage: &Stage, fid: Fid) -> Result<Option<CobRow>, Halt>
     if is_fenced(stage, fid.session)? {
         return Err(Halt::Refused(StoreError::Fenced(fid.session)));
     }
-    if stage.get(TreeId::Cob, &fid_key(TOMB, fid))?.is_some() {
+    // A cob that is there is not deleted.
+    let row = cob_row(stage, fid)?;
+    if row.is_none() && stage.get_with(TreeId::Cob, &fid_key(TOMB, fid), |_| ())?.is_some() {
         return Err(Halt::Refused(StoreError::Deleted(fid)));
     }
-    cob_row(stage, fid)
+    Ok(row)
 }
 
 fn cob_row(stage: &Stage, fid: Fid) -> Result<Option<CobRow>, Halt> {
-    match stage.get(TreeId::Cob, &fid_key(COB, fid))? {
-        Some(value) => Ok(Some(schema::decode("cob row", &value)?)),
-        None => Ok(None),
-    }
+    let row = stage.get_with(TreeId::Cob, &fid_key(COB, fid), |value| schema::decode("cob row", value))?;
+    Ok(row.transpose()?)
 }
 
 /// The count of cobs that exist.
@@ -151,12 +158,12 @@ fn count_cobs(stage: &Stage, change: i64) -> Result<(), Halt> {
 
 fn map_range(stage: &Stage, shape: Shape, lsn: Lsn, map: &Map, fx: &mut Effects) -> Result<(), Halt> {
     let chunk = u64::from(map.chunk_size);
-    let whole = MapRow { len: map.len, generation: 0, extents: map.extents.clone(), crcs: map.crcs.clone() };
+    let whole = Parts { len: map.len, generation: 0, extents: &map.extents, crcs: &map.crcs };
     if chunk == 0
         || !chunk.is_multiple_of(BLOCK_SIZE)
         || !map.offset.is_multiple_of(chunk)
         || map.offset.checked_add(map.len).is_none_or(|end| end > i64::MAX as u64)
-        || !whole.is_sound(map.chunk_size, shape.data_blocks)
+        || !whole.are_sound(map.chunk_size, shape.data_blocks)
     {
         return Err(Corrupt::new("map intent", 0, format!("its parts do not agree: {map:?}")).into());
     }
@@ -187,11 +194,14 @@ fn map_range(stage: &Stage, shape: Shape, lsn: Lsn, map: &Map, fx: &mut Effects)
         }
     };
     row.blocks = row.blocks.saturating_sub(unmap(stage, shape, map, chunk, fx)?);
-    for extent in &map.extents {
-        alloc_rows::take(stage, shape, *extent)?;
-    }
-    for (offset, piece) in split_rows(&whole, row.generation, map.offset, chunk, shape.row_max) {
-        stage.put(TreeId::Extmap, schema::extmap_key(map.fid, offset), schema::encode(&piece));
+    fx.taken.extend_from_slice(&map.extents);
+    let whole = Parts { generation: row.generation, ..whole };
+    if row_size(whole.extents, whole.crcs) <= shape.row_max {
+        stage.put(TreeId::Extmap, schema::extmap_key(map.fid, map.offset), schema::encode(&whole));
+    } else {
+        for (offset, piece) in split_rows(whole, map.offset, chunk, shape.row_max) {
+            stage.put(TreeId::Extmap, schema::extmap_key(map.fid, offset), schema::encode(&piece));
+        }
     }
     row.blocks = row.blocks.saturating_add(whole.blocks());
     row.size = row.size.max(map.offset + map.len);
@@ -204,20 +214,24 @@ fn unmap(stage: &Stage, shape: Shape, map: &Map, chunk: u64, fx: &mut Effects) -
     // Whole chunks are replaced: also the one that a short last chunk replaces in part.
     let end = (map.offset + map.len).div_ceil(chunk) * chunk;
     let mut overlaps = Vec::new();
-    if let Some((key, value)) = stage.prev(TreeId::Extmap, &schema::extmap_key(map.fid, map.offset))?
+    if map.offset > 0
+        && let Some((key, value)) = stage.prev(TreeId::Extmap, &schema::extmap_key(map.fid, map.offset))?
         && let Some((fid, offset)) = schema::extmap_place(&key)
         && fid == map.fid
         && offset < map.offset
     {
         overlaps.push((key, offset, schema::decode::<MapRow>("extmap row", &value)?));
     }
-    let mut from = schema::extmap_key(map.fid, map.offset);
-    while let Some((key, value)) = stage.next(TreeId::Extmap, &from)? {
+    let mut from = map.offset;
+    while from < end
+        && let Some((key, value)) = stage.next(TreeId::Extmap, &schema::extmap_key(map.fid, from))?
+    {
         match schema::extmap_place(&key) {
             Some((fid, offset)) if fid == map.fid && offset < end => {
-                from.clone_from(&key);
-                from.push(0);
-                overlaps.push((key, offset, schema::decode::<MapRow>("extmap row", &value)?));
+                let row = schema::decode::<MapRow>("extmap row", &value)?;
+                // Rows do not overlap: the next one begins behind this one's last chunk.
+                from = offset.saturating_add(row.len.max(1)).div_ceil(chunk).saturating_mul(chunk);
+                overlaps.push((key, offset, row));
             }
             _ => break,
         }
@@ -242,7 +256,6 @@ fn unmap(stage: &Stage, shape: Shape, map: &Map, chunk: u64, fx: &mut Effects) -
         }
         let gone = cut(&row, chunk, map.offset.saturating_sub(offset), row.len.min(end - offset));
         for extent in gone.extents {
-            alloc_rows::give(stage, shape, extent)?;
             freed += u64::from(extent.blocks);
             fx.freed.push(extent);
         }
@@ -269,23 +282,21 @@ pub(crate) fn cut(row: &MapRow, chunk: u64, from: u64, until: u64) -> MapRow {
     MapRow { len: until - from, generation: row.generation, extents, crcs }
 }
 
+/// Most bytes of a row's value: 15 an extent, 5 a checksum, 30 for the rest.
+fn row_size(extents: &[Extent], crcs: &[u32]) -> usize {
+    30 + extents.len() * 15 + crcs.len() * 5
+}
+
 /// Cuts a row at chunk bounds so that every piece fits a tree entry.
-fn split_rows(
-    whole: &MapRow,
-    generation: u64,
-    offset: u64,
-    chunk: u64,
-    row_max: usize,
-) -> Vec<(u64, MapRow)> {
-    // Worst case of the encoding: 15 bytes an extent, 5 a checksum, 30 for the rest.
-    let size = |row: &MapRow| 30 + row.extents.len() * 15 + row.crcs.len() * 5;
+fn split_rows(whole: Parts<'_>, offset: u64, chunk: u64, row_max: usize) -> Vec<(u64, MapRow)> {
+    let Parts { len, generation, extents, crcs } = whole;
+    let whole = MapRow { len, generation, extents: extents.to_vec(), crcs: crcs.to_vec() };
     let mut rows = Vec::new();
-    let mut pieces = vec![(0, whole.len)];
+    let mut pieces = vec![(0, len)];
     while let Some((from, until)) = pieces.pop() {
-        let mut row = cut(whole, chunk, from, until);
-        row.generation = generation;
+        let row = cut(&whole, chunk, from, until);
         let chunks = (until - from).div_ceil(chunk);
-        if size(&row) > row_max && chunks > 1 {
+        if row_size(&row.extents, &row.crcs) > row_max && chunks > 1 {
             let middle = from + chunks / 2 * chunk;
             pieces.push((middle, until));
             pieces.push((from, middle));
@@ -296,38 +307,30 @@ fn split_rows(
     rows
 }
 
-fn delete(stage: &Stage, shape: Shape, fid: Fid, rows: u32, fx: &mut Effects) -> Result<(), Halt> {
+fn delete(stage: &Stage, fid: Fid, rows: u32, fx: &mut Effects) -> Result<(), Halt> {
     if !is_fenced(stage, fid.session)? && !planted(Canary::NoTombstone) {
         stage.put(TreeId::Cob, fid_key(TOMB, fid), Vec::new());
     }
     let Some(row) = cob_row(stage, fid)? else { return Ok(()) };
     count_cobs(stage, -1)?;
     stage.delete(TreeId::Cob, fid_key(COB, fid));
-    free_rows(stage, shape, fid, row, rows, fx)
+    free_rows(stage, fid, row, rows, fx)
 }
 
-fn free_step(stage: &Stage, shape: Shape, fid: Fid, rows: u32, fx: &mut Effects) -> Result<(), Halt> {
+fn free_step(stage: &Stage, fid: Fid, rows: u32, fx: &mut Effects) -> Result<(), Halt> {
     let Some(value) = stage.get(TreeId::Cob, &fid_key(DEAD, fid))? else { return Ok(()) };
     stage.delete(TreeId::Cob, fid_key(DEAD, fid));
     let row = schema::decode("dead cob row", &value)?;
-    free_rows(stage, shape, fid, row, rows, fx)
+    free_rows(stage, fid, row, rows, fx)
 }
 
 /// Frees up to `limit` rows of a cob that is no more; what remains is kept under a dead row.
-fn free_rows(
-    stage: &Stage,
-    shape: Shape,
-    fid: Fid,
-    mut cob: CobRow,
-    limit: u32,
-    fx: &mut Effects,
-) -> Result<(), Halt> {
+fn free_rows(stage: &Stage, fid: Fid, mut cob: CobRow, limit: u32, fx: &mut Effects) -> Result<(), Halt> {
     let from = schema::extmap_key(fid, 0);
     for _ in 0..limit {
         let Some((key, value)) = next_row(stage, fid, &from)? else { return Ok(()) };
         let row: MapRow = schema::decode("extmap row", &value)?;
         for extent in &row.extents {
-            alloc_rows::give(stage, shape, *extent)?;
             cob.blocks = cob.blocks.saturating_sub(u64::from(extent.blocks));
             fx.freed.push(*extent);
         }
@@ -346,6 +349,7 @@ fn next_row(stage: &Stage, fid: Fid, from: &[u8]) -> Result<Option<(Vec<u8>, Vec
 }
 
 fn fence(stage: &Stage, session: SessionId, fx: &mut Effects) -> Result<(), Halt> {
+    stage.set_unfenced(None);
     fx.fenced = Some(session);
     let (mut first, mut last) = (session, session);
     if let Some((from, until)) = fence_before(stage, session)? {
@@ -368,7 +372,7 @@ fn fence(stage: &Stage, session: SessionId, fx: &mut Effects) -> Result<(), Halt
 }
 
 fn drop_tombs(stage: &Stage, session: SessionId, rows: u32, fx: &mut Effects) -> Result<(), Halt> {
-    let mut from = fid_key(TOMB, Fid::new(session, 0));
+    let mut from = fid_key(TOMB, Fid::new(session, 0)).to_vec();
     for _ in 0..rows {
         let Some((key, _)) = stage.next(TreeId::Cob, &from)? else { return Ok(()) };
         match schema::key_fid(TOMB, &key) {

@@ -87,7 +87,7 @@ impl Balloc {
         for group in 0..shape.groups() {
             inner.groups.push(Group { avail: shape.group(group).1, ..Group::default() });
         }
-        let mut from = schema::summary_key(0);
+        let mut from = schema::summary_key(0).to_vec();
         loop {
             let entry = retry(&forest, || forest.next(TreeId::Balloc, &from)).await?;
             let Some((key, value)) = entry else { break };
@@ -424,6 +424,15 @@ impl Reservation {
         self.extents.borrow().clone()
     }
 
+    /// Whether an extent is one of its pieces.
+    pub(crate) fn holds(&self, extent: &Extent) -> bool {
+        self.extents.borrow().contains(extent)
+    }
+
+    pub(crate) fn blocks(&self) -> u64 {
+        self.extents.borrow().iter().map(|e| u64::from(e.blocks)).sum()
+    }
+
     /// The transaction is applied: nothing is given back any more.
     pub(crate) fn consume(&self) {
         let extents = std::mem::take(&mut *self.extents.borrow_mut());
@@ -460,7 +469,7 @@ pub(crate) fn tree_extents(stage: &Stage, shape: Shape, group: u64) -> Result<BT
         extents.insert(first, len);
         return Ok(extents);
     }
-    let mut from = schema::free_key(first);
+    let mut from = schema::free_key(first).to_vec();
     let mut end = first;
     while let Some((key, value)) = stage.next(TreeId::Balloc, &from)? {
         let Some(start) = schema::key_number(FREE, &key).filter(|s| *s < first + len) else { break };

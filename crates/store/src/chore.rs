@@ -93,14 +93,14 @@ impl Core {
 /// Background work that the last mount did not finish.
 pub(crate) async fn unfinished(forest: &Forest) -> Result<VecDeque<Chore>, MetaError> {
     let mut chores = VecDeque::new();
-    let mut from = schema::fid_key(DEAD, Fid::MIN);
+    let mut from = schema::fid_key(DEAD, Fid::MIN).to_vec();
     while let Some((key, _)) = retry(forest, || forest.next(TreeId::Cob, &from)).await? {
         let Some(fid) = schema::key_fid(DEAD, &key) else { break };
         chores.push_back(Chore::Free(fid));
         from = key;
         from.push(0);
     }
-    let mut fence = schema::fence_key(SessionId(0));
+    let mut fence = schema::fence_key(SessionId(0)).to_vec();
     while let Some((key, value)) = retry(forest, || forest.next(TreeId::Cob, &fence)).await? {
         let Some(first) = schema::key_number(FENCE, &key) else { break };
         let last = apply::fence_end(&value)?.0;

@@ -5,6 +5,7 @@
 //! flight, that is everything before it, pending or applied. Refusals wait for their group as well,
 //! since what they were judged against must be durable before anybody hears of it (I9).
 
+use crate::alloc_rows;
 use crate::apply::{self, Effects, Halt};
 use crate::balloc::Reservation;
 use crate::ctg::{self, CtgOp, CtgView};
@@ -14,7 +15,7 @@ use crate::intent::{self, Intent};
 use crate::stage::Stage;
 use crate::store::{Applied, Core};
 use crate::tree::{EpochGuard, Miss};
-use crate::tx::TxClass;
+use crate::tx::{Extent, TxClass};
 use cobalt_base::Lsn;
 use cobalt_base::canary::{Canary, planted};
 use cobalt_reactor::Step;
@@ -78,6 +79,9 @@ struct Group {
     first: u64,
     count: u32,
     named: u64,
+    /// Blocks that its members take and free.
+    taken: Vec<Extent>,
+    freed: Vec<Extent>,
 }
 
 impl Group {
@@ -175,8 +179,13 @@ impl Core {
             first: self.journal.next_lsn.get(),
             count: 0,
             named: 0,
+            taken: Vec::new(),
+            freed: Vec::new(),
         };
-        let staged = self.gather(&mut group).await;
+        let mut staged = self.gather(&mut group).await;
+        if staged.is_ok() {
+            staged = self.settle_blocks(&group).await;
+        }
         if let Err(error) = staged {
             // The trees contradict themselves: nothing of this group is durable, and nothing is answered with success.
             for member in &mut group.members {
@@ -228,6 +237,8 @@ impl Core {
                     group.stage.savepoint();
                     group.count += 1;
                     group.named = group.named.max(fx.named);
+                    group.taken.extend_from_slice(&fx.taken);
+                    group.freed.extend_from_slice(&fx.freed);
                     group.members.push(Member { work, result: Ok(lsn), fx });
                 }
                 Judged::Refused(StoreError::MetaFull)
@@ -254,7 +265,7 @@ impl Core {
             let mut fx = Effects::default();
             let halt = match self.attempt(group, work, lsn, &mut fx) {
                 Ok(()) if group.payload.len() == before => return Ok(Judged::Nothing(fx)),
-                Ok(()) => match self.fits(group, work.class) {
+                Ok(()) => match self.fits(group, work.class, &fx) {
                     Ok(true) => return Ok(Judged::Wants(fx)),
                     Ok(false) => {
                         group.take_back(before);
@@ -300,7 +311,7 @@ impl Core {
     }
 
     /// Whether the group had room for the one that is its last now; an error when it never will.
-    fn fits(&self, group: &Group, class: TxClass) -> Result<bool, StoreError> {
+    fn fits(&self, group: &Group, class: TxClass, fx: &Effects) -> Result<bool, StoreError> {
         let payload = group.payload.len();
         if group.count > 0 && payload > self.limits.group_bytes as usize {
             return Ok(false);
@@ -309,13 +320,34 @@ impl Core {
             return if group.count > 0 { Ok(false) } else { Err(StoreError::Invalid("too large".into())) };
         }
         // A change in the trees takes node blocks; it must not find none once its record is durable.
-        let needed = group.stage.len() as u64 * self.forest.blocks_per_op();
+        let extents = group.taken.len() + group.freed.len() + fx.taken.len() + fx.freed.len();
+        let changes = group.stage.len() + extents * alloc_rows::CHANGES_MAX;
+        let needed = changes as u64 * self.forest.blocks_per_op();
         let keep = if class == TxClass::Write || class == TxClass::Cas { self.meta_reserve() } else { 0 };
         if needed > 0 && self.forest.meta_free() < needed + keep {
             self.kick_checkpoint();
             return if group.count > 0 { Ok(false) } else { Err(StoreError::MetaFull) };
         }
         Ok(true)
+    }
+
+    /// Enters the blocks that the group takes and frees, all at once: most that are taken are neighbours.
+    async fn settle_blocks(&self, group: &Group) -> Result<(), StoreError> {
+        loop {
+            let settled = alloc_rows::settle(&group.stage, self.shape, &group.taken, &group.freed);
+            match settled.and_then(|()| Ok(group.stage.touch_new()?)) {
+                Ok(()) => {
+                    group.stage.savepoint();
+                    return Ok(());
+                }
+                Err(Halt::Miss(miss)) => {
+                    group.stage.rollback();
+                    self.forest.load(miss).await?;
+                }
+                Err(Halt::Corrupt(corrupt)) => return Err(corrupt.into()),
+                Err(Halt::Refused(error)) => return Err(error),
+            }
+        }
     }
 
     /// Writes the group's record, then applies it.
@@ -356,9 +388,12 @@ impl Core {
     /// Takes over what an applied transaction means for the state in memory.
     fn absorb(&self, work: &Work, fx: Effects, lsn: Lsn) {
         self.unwritten.take_over(&fx, lsn);
-        let Effects { inline: _, freed, dead, fenced, named: _ } = fx;
+        let Effects { inline: _, taken: _, freed, dead, fenced, named: _ } = fx;
         for reservation in &work.reservations {
             reservation.consume();
+        }
+        if fenced.is_some() {
+            self.unfenced.set(None);
         }
         if !freed.is_empty() {
             self.release_blocks(self.balloc.free(freed));

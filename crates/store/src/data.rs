@@ -8,7 +8,7 @@ use crate::error::StoreError;
 use crate::geometry::Region;
 use crate::inline::{Carried, map_of};
 use crate::intent::{Intent, Map};
-use crate::schema::{self, MapRow};
+use crate::schema::{self, MapRow, Parts};
 use crate::store::{Core, Store};
 use crate::tree::TreeId;
 use crate::tx::{Committed, DataStable, Extent, Extents, SealedTx, Tx, TxClass};
@@ -21,6 +21,7 @@ use cobalt_reactor::{Ctx, Step};
 use futures::future::join_all;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::task::Poll;
 
 /// Most maps of one transaction, and the largest encoding of one without its extents and checksums: what
 /// admission promised of the journal must hold whatever the transaction becomes.
@@ -76,7 +77,13 @@ impl Store {
         if chunk == 0 || u64::from(chunk) % BLOCK_SIZE != 0 || chunk > CHUNK_MAX {
             return Err(StoreError::Invalid(format!("a chunk of {chunk} bytes")));
         }
-        let row = core.look(|stage| apply::judge_cob(stage, fid)).await?;
+        let row = core
+            .look(|stage| {
+                stage.set_unfenced(core.unfenced.get());
+                apply::judge_cob(stage, fid)
+            })
+            .await?;
+        core.unfenced.set(Some(fid.session));
         if let Some(row) = row {
             if row.incarnation != attrs.incarnation {
                 let (have, want) = (row.incarnation, attrs.incarnation);
@@ -86,7 +93,9 @@ impl Store {
                 let why = format!("cob {fid} has chunks of {} bytes, not {chunk}", row.chunk_size);
                 return Err(StoreError::Invalid(why));
             }
-            tx.near = Some(fid);
+            // What is about to replace all of it has no neighbour to be near to.
+            let replaced = row.blocks <= tx.data_max.div_ceil(BLOCK_SIZE);
+            tx.near = (!replaced).then_some(fid);
         }
         Ok(Cob { fid, attrs, generation: row.map(|r| r.generation) })
     }
@@ -99,7 +108,7 @@ impl Store {
         let core = &self.0;
         core.ctx.step(Step::Balloc);
         let blocks = bytes.div_ceil(BLOCK_SIZE);
-        let held: u64 = tx.reservations.iter().flat_map(|r| r.extents()).map(|e| u64::from(e.blocks)).sum();
+        let held: u64 = tx.reservations.iter().map(|r| r.blocks()).sum();
         if blocks == 0 || held + blocks > tx.data_max.div_ceil(BLOCK_SIZE) {
             return Err(StoreError::Invalid(format!("{bytes} bytes; {} were admitted", tx.data_max)));
         }
@@ -133,17 +142,13 @@ impl Store {
             return Err(StoreError::Invalid(format!("more than {MAPS_MAX} maps in one transaction")));
         }
         let chunk = cob.attrs.chunk_size;
-        let row = MapRow { len, generation: 0, extents: extents.0.clone(), crcs: crcs.to_vec() };
+        let row = Parts { len, generation: 0, extents: &extents.0, crcs };
         let fits = offset.is_multiple_of(u64::from(chunk))
             && offset.checked_add(len).is_some_and(|end| end <= i64::MAX as u64)
-            && row.is_sound(chunk, core.shape.data_blocks);
-        let mut mine = tx.reservations.iter().flat_map(|r| r.extents()).collect::<Vec<_>>();
-        for intent in &tx.intents {
-            if let Intent::Map(map) = intent {
-                mine.retain(|e| !map.extents.contains(e));
-            }
-        }
-        if !fits || !extents.0.iter().all(|e| mine.contains(e)) {
+            && row.are_sound(chunk, core.shape.data_blocks);
+        let reserved = |e: &Extent| tx.reservations.iter().any(|r| r.holds(e));
+        let mapped = |e: &Extent| tx.intents.iter().filter_map(map_of).any(|map| map.extents.contains(e));
+        if !fits || !extents.0.iter().all(|e| reserved(e) && !mapped(e)) {
             let why = format!("map of {len} bytes at {offset} of {}: its parts do not agree", cob.fid);
             return Err(StoreError::Invalid(why));
         }
@@ -186,16 +191,23 @@ impl Store {
         }
         let arenas = [&core.arena, &core.meta_arena];
         let writes = plan_writes(&core.regions.data, arenas, &sealed.tx.intents, data).await?;
-        let (done, result) = oneshot();
         let held = if planted(Canary::ReuseUnderWrite) { Vec::new() } else { sealed.tx.reservations.clone() };
         let task = core.clone();
-        drop(core.ctx.spawn(async move {
+        let mut work = Box::pin(async move {
             let result = task.write_data(writes).await;
             drop(held);
-            done.send(result);
-        }));
-        if !planted(Canary::CommitBeforeData) {
-            result.await.unwrap_or(Err(StoreError::Closed))?;
+            result
+        });
+        // A device in memory is done at once; any other is waited for by a task that nobody gives up.
+        match futures::poll!(&mut work) {
+            Poll::Ready(result) => result?,
+            Poll::Pending => {
+                let (done, result) = oneshot();
+                drop(core.ctx.spawn(async move { done.send(work.await) }));
+                if !planted(Canary::CommitBeforeData) {
+                    result.await.unwrap_or(Err(StoreError::Closed))?;
+                }
+            }
         }
         core.ctx.step(Step::DataStable);
         Ok(DataStable { tx: sealed.tx.id, carried: None })

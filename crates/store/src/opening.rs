@@ -134,6 +134,7 @@ impl Core {
             unwritten: Rc::new(unwritten),
             // Somewhere: a proof of one target's transaction is none of another's.
             next_tx: Cell::new(ctx_random >> 1),
+            unfenced: Cell::default(),
             counters: Cell::default(),
             limits,
         })

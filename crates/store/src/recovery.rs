@@ -4,7 +4,7 @@
 //! ([`crate::journal::table`]); redo what counts with the code that applied it; then a superblock with a higher epoch is
 //! durable before anything else is written.
 
-use crate::alloc_rows::group_blocks;
+use crate::alloc_rows::{self, group_blocks};
 use crate::apply::{self, Effects, Halt, Shape};
 use crate::balloc::Balloc;
 use crate::chore;
@@ -343,6 +343,18 @@ pub(crate) async fn redo(
             }
         }
         stage.savepoint();
+    }
+    let taken: Vec<_> = effects.iter().flat_map(|(_, fx)| fx.taken.iter().copied()).collect();
+    let freed: Vec<_> = effects.iter().flat_map(|(_, fx)| fx.freed.iter().copied()).collect();
+    while let Err(halt) = alloc_rows::settle(&stage, shape, &taken, &freed) {
+        stage.rollback();
+        match halt {
+            Halt::Miss(miss) => forest.load(miss).await?,
+            Halt::Corrupt(corrupt) => return Err(corrupt.into()),
+            Halt::Refused(error) => {
+                return Err(Corrupt::new("journal record", address, error.to_string()).into());
+            }
+        }
     }
     while let Err(miss) = stage.touch().and_then(|()| stage.mutate()) {
         forest.load(miss).await?;

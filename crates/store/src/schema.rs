@@ -4,6 +4,7 @@
 use crate::tx::Extent;
 use cobalt_base::{BLOCK_SIZE, Corrupt, Fid, SessionId};
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 
 pub(crate) const COB: u8 = 1;
 pub(crate) const TOMB: u8 = 2;
@@ -46,6 +47,27 @@ impl MapRow {
 
     /// Whether the parts agree with each other.
     pub(crate) fn is_sound(&self, chunk: u32, data_blocks: u64) -> bool {
+        Parts { len: self.len, generation: 0, extents: &self.extents, crcs: &self.crcs }
+            .are_sound(chunk, data_blocks)
+    }
+}
+
+/// A row's parts where they lie; encoded as [`MapRow`] is.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Parts<'a> {
+    pub len: u64,
+    pub generation: u64,
+    pub extents: &'a [Extent],
+    pub crcs: &'a [u32],
+}
+
+impl Parts<'_> {
+    pub(crate) fn blocks(&self) -> u64 {
+        self.extents.iter().map(|e| u64::from(e.blocks)).sum()
+    }
+
+    /// Whether they agree with each other.
+    pub(crate) fn are_sound(&self, chunk: u32, data_blocks: u64) -> bool {
         self.len > 0
             && self.blocks() == self.len.div_ceil(BLOCK_SIZE)
             && self.crcs.len() as u64 == self.len.div_ceil(u64::from(chunk.max(1)))
@@ -60,35 +82,36 @@ impl Extent {
     }
 }
 
-pub(crate) fn fid_key(kind: u8, fid: Fid) -> Vec<u8> {
-    let mut key = Vec::with_capacity(17);
-    key.push(kind);
-    key.extend_from_slice(&fid.to_key());
+pub(crate) fn fid_key(kind: u8, fid: Fid) -> [u8; 17] {
+    let mut key = [kind; 17];
+    key[1..].copy_from_slice(&fid.to_key());
     key
 }
 
-pub(crate) fn fence_key(session: SessionId) -> Vec<u8> {
-    let mut key = vec![FENCE];
-    key.extend_from_slice(&session.0.to_be_bytes());
+/// A kind byte and a number.
+fn number_key(kind: u8, number: u64) -> [u8; 9] {
+    let mut key = [kind; 9];
+    key[1..].copy_from_slice(&number.to_be_bytes());
     key
 }
 
-pub(crate) fn extmap_key(fid: Fid, offset: u64) -> Vec<u8> {
-    let mut key = fid.to_key().to_vec();
-    key.extend_from_slice(&offset.to_be_bytes());
+pub(crate) fn fence_key(session: SessionId) -> [u8; 9] {
+    number_key(FENCE, session.0)
+}
+
+pub(crate) fn extmap_key(fid: Fid, offset: u64) -> [u8; 24] {
+    let mut key = [0; 24];
+    key[..16].copy_from_slice(&fid.to_key());
+    key[16..].copy_from_slice(&offset.to_be_bytes());
     key
 }
 
-pub(crate) fn summary_key(group: u64) -> Vec<u8> {
-    let mut key = vec![SUMMARY];
-    key.extend_from_slice(&group.to_be_bytes());
-    key
+pub(crate) fn summary_key(group: u64) -> [u8; 9] {
+    number_key(SUMMARY, group)
 }
 
-pub(crate) fn free_key(start: u64) -> Vec<u8> {
-    let mut key = vec![FREE];
-    key.extend_from_slice(&start.to_be_bytes());
-    key
+pub(crate) fn free_key(start: u64) -> [u8; 9] {
+    number_key(FREE, start)
 }
 
 pub(crate) fn ctg_key(ctg: u32, key: &[u8]) -> CtgKey {
@@ -126,8 +149,17 @@ pub(crate) fn ctg_place(key: &[u8]) -> Option<(u32, &[u8])> {
     Some((u32::from_be_bytes(*ctg), rest))
 }
 
-pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
-    postcard::to_stdvec(value).expect("plain data in memory always encodes")
+/// A row's value. Most fit in it.
+pub(crate) type Value = SmallVec<[u8; 64]>;
+
+pub(crate) fn encode<T: Serialize>(value: &T) -> Value {
+    let mut short = [0; 64];
+    match postcard::to_slice(value, &mut short) {
+        Ok(bytes) => SmallVec::from_slice(bytes),
+        Err(_) => {
+            SmallVec::from_vec(postcard::to_stdvec(value).expect("plain data in memory always encodes"))
+        }
+    }
 }
 
 /// Reads a row's value.

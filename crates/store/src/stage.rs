@@ -5,8 +5,9 @@
 //! in the group, when it takes its lsn. Redo runs the same code.
 
 use crate::tree::{Forest, Miss, TreeId};
+use cobalt_base::SessionId;
 use smallvec::SmallVec;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -64,6 +65,8 @@ type Change = Option<(usize, usize)>;
 pub(crate) struct Stage {
     forest: Rc<Forest>,
     inner: RefCell<Inner>,
+    /// A session that nothing before fences.
+    unfenced: Cell<Option<SessionId>>,
 }
 
 #[derive(Default)]
@@ -86,17 +89,37 @@ impl Inner {
 
 impl Stage {
     pub(crate) fn new(forest: Rc<Forest>) -> Stage {
-        Stage { forest, inner: RefCell::default() }
+        Stage { forest, inner: RefCell::default(), unfenced: Cell::new(None) }
+    }
+
+    /// Whether it is known that a session is not fenced.
+    pub(crate) fn is_unfenced(&self, session: SessionId) -> bool {
+        self.unfenced.get() == Some(session)
+    }
+
+    /// What is known of that from now on.
+    pub(crate) fn set_unfenced(&self, session: Option<SessionId>) {
+        self.unfenced.set(session);
     }
 
     pub(crate) fn get(&self, tree: TreeId, key: &[u8]) -> Result<Option<Vec<u8>>, Miss> {
+        self.get_with(tree, key, <[u8]>::to_vec)
+    }
+
+    /// What `read` makes of the value of `key`, where it lies.
+    pub(crate) fn get_with<R>(
+        &self,
+        tree: TreeId,
+        key: &[u8],
+        read: impl FnOnce(&[u8]) -> R,
+    ) -> Result<Option<R>, Miss> {
         let inner = self.inner.borrow();
         if !inner.changes.is_empty()
             && let Some(change) = inner.changes.get(&Key::new(tree, key))
         {
-            return Ok(change.map(|place| inner.value(place).to_vec()));
+            return Ok(change.map(|place| read(inner.value(place))));
         }
-        self.forest.get(tree, key)
+        self.forest.get_with(tree, key, read)
     }
 
     /// The first entry with a key at or after `from`.

@@ -90,6 +90,8 @@ pub(crate) struct Core {
     pub flusher: Flusher,
     pub reads: Semaphore,
     pub next_tx: Cell<u64>,
+    /// A session that was not fenced by what is applied.
+    pub unfenced: Cell<Option<SessionId>>,
     pub counters: Cell<StoreCounters>,
 }
 
@@ -140,7 +142,7 @@ impl Store {
     /// [`StoreError`].
     pub async fn cob_next(&self, from: Fid, limit: usize) -> Result<Vec<(Fid, CobInfo)>, StoreError> {
         let mut out = Vec::new();
-        let mut from = schema::fid_key(COB, from);
+        let mut from = schema::fid_key(COB, from).to_vec();
         while out.len() < limit {
             let Some((key, value)) = self.0.look(|stage| Ok(stage.next(TreeId::Cob, &from)?)).await? else {
                 break;

@@ -21,32 +21,32 @@ use uuid::Uuid;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Work {
     /// Writes of 1 MiB
-    Write1m,
+    Write,
     /// Reads of 1 MiB
-    Read1m,
+    Read,
     /// Reads of 4 KiB
-    Read4k,
+    Randread,
     /// Writes of 4 KiB
-    Write4k,
+    Randwrite,
 }
 
 impl Work {
     fn len(self) -> usize {
         match self {
-            Work::Write1m | Work::Read1m => 1 << 20,
-            Work::Read4k | Work::Write4k => 4096,
+            Work::Write | Work::Read => 1 << 20,
+            Work::Randread | Work::Randwrite => 4096,
         }
     }
 
     fn depth(self) -> u64 {
         match self {
-            Work::Write1m | Work::Read1m => 16,
-            Work::Read4k | Work::Write4k => 32,
+            Work::Write | Work::Read => 16,
+            Work::Randread | Work::Randwrite => 32,
         }
     }
 
     fn reads(self) -> bool {
-        matches!(self, Work::Read1m | Work::Read4k)
+        matches!(self, Work::Read | Work::Randread)
     }
 }
 
@@ -179,11 +179,11 @@ impl Row {
         let work = args.work;
         // Small reads are of random chunks of whole units; all else is a cob's whole.
         let (cob_len, chunk) = match work {
-            Work::Write1m | Work::Read1m => (1u64 << 20, 64 << 10),
-            Work::Read4k => (1 << 20, 4096),
-            Work::Write4k => (4096, 4096),
+            Work::Write | Work::Read => (1u64 << 20, 64 << 10),
+            Work::Randread => (1 << 20, 4096),
+            Work::Randwrite => (4096, 4096),
         };
-        let share = if work == Work::Write4k { 8 } else { 2 };
+        let share = if work == Work::Randwrite { 8 } else { 2 };
         let cobs = args.size.0 / share / cob_len;
         let len = work.len();
         let pool = Rc::new(Pool::new(arena, (64 << 20) / len.max(16 << 10), len, chunk, args.seed)?);

@@ -31,7 +31,7 @@ pub struct Args {
     cobs: u64,
     /// The data device takes the buffers instead of copying them
     #[arg(long)]
-    take: bool,
+    no_copy: bool,
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
@@ -46,7 +46,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 async fn drive(ctx: &Ctx, args: Args) -> anyhow::Result<()> {
     let arena = Arena::new(ArenaConfig { limit: 256 << 20 })?;
     let size = (args.cobs * 2 * LEN as u64).max(64 << 20);
-    let data: Rc<dyn Bdev> = match args.take {
+    let data: Rc<dyn Bdev> = match args.no_copy {
         true => Rc::new(TakingBdev::new(size)),
         false => Rc::new(MemBdev::new(size)),
     };
@@ -65,7 +65,7 @@ async fn drive(ctx: &Ctx, args: Args) -> anyhow::Result<()> {
     let lap = clock.lap();
     let after = store.counters();
     let mut report = Report::new("cob-mem");
-    report.set("take", args.take).set("depth", args.depth).set("cobs", args.cobs);
+    report.set("no_copy", args.no_copy).set("depth", args.depth).set("cobs", args.cobs);
     report.lap(args.ops, lap);
     report
         .set("groups", after.groups - before.groups)

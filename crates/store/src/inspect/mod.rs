@@ -112,7 +112,7 @@ impl Inspection {
         let mut out = Vec::new();
         for kind in [COB, DEAD] {
             let from = schema::fid_key(kind, fid);
-            let mut until = from.clone();
+            let mut until = from.to_vec();
             until.push(0);
             let mut rows = self.rows(TreeId::Cob, &from, Some(&until));
             while let Some(item) = rows.next().await {

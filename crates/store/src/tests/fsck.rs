@@ -244,12 +244,15 @@ struct Wrong {
     fids: Vec<Fid>,
 }
 
+fn put(key: &[u8], value: impl AsRef<[u8]>) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+    vec![(key.to_vec(), Some(value.as_ref().to_vec()))]
+}
+
 async fn wrongs(rig: &Rig) -> Vec<Wrong> {
     let victim = fid(2, 1);
     let (cob, map) = (cob_of(rig, victim).await, map_of(rig, victim).await);
     let other = map_of(rig, fid(3, 2)).await;
     let (cob_key, map_key) = (schema::fid_key(COB, victim), schema::extmap_key(victim, 0));
-    let put = |key: &[u8], value: Vec<u8>| vec![(key.to_vec(), Some(value))];
     let cob_with = |change: &dyn Fn(&mut CobRow)| {
         let mut cob = cob;
         change(&mut cob);
@@ -262,7 +265,7 @@ async fn wrongs(rig: &Rig) -> Vec<Wrong> {
     };
     let free: Rows = {
         let mut rows = Vec::new();
-        let mut from = schema::free_key(0);
+        let mut from = schema::free_key(0).to_vec();
         while let Some((key, value)) =
             rig.store.0.look(|stage| Ok(stage.next(TreeId::Balloc, &from)?)).await.unwrap()
         {
@@ -290,7 +293,7 @@ async fn wrongs(rig: &Rig) -> Vec<Wrong> {
         wrong(K::UnknownRow, Cob, put(&[200, 1], vec![1]), &[]),
         wrong(K::UnknownRow, Cob, put(&[COB, 1], vec![1]), &[]),
         wrong(K::FenceRow, Cob, put(&schema::fence_key(SessionId(5)), vec![1]), &[]),
-        wrong(K::FenceRow, Cob, put(&schema::fence_key(SessionId(5)), 4u64.to_be_bytes().to_vec()), &[]),
+        wrong(K::FenceRow, Cob, put(&schema::fence_key(SessionId(5)), 4u64.to_be_bytes()), &[]),
         wrong(K::ExtentRow, Extmap, put(&map_key, vec![9]), v),
         wrong(K::ExtentRow, Extmap, map_with(&|map| map.crcs.push(1)), v),
         wrong(K::ExtentGeneration, Extmap, map_with(&|map| map.generation += 1), v),
@@ -322,12 +325,12 @@ async fn wrongs(rig: &Rig) -> Vec<Wrong> {
             }),
             v,
         ),
-        wrong(K::BlockLost, Extmap, vec![(map_key.clone(), None)], &[]),
+        wrong(K::BlockLost, Extmap, vec![(map_key.to_vec(), None)], &[]),
         wrong(K::BlockLost, Balloc, vec![(free_key.clone(), None)], &[]),
-        wrong(K::GroupCount, Balloc, put(&schema::summary_key(group), 9999u32.to_le_bytes().to_vec()), &[]),
+        wrong(K::GroupCount, Balloc, put(&schema::summary_key(group), 9999u32.to_le_bytes()), &[]),
         wrong(K::FreeRow, Balloc, put(&schema::summary_key(1 << 50), vec![0; 4]), &[]),
         wrong(K::FreeRow, Balloc, put(&schema::summary_key(group), vec![0; 5]), &[]),
-        wrong(K::FreeRow, Balloc, put(&free_key, (len + 1000).to_le_bytes().to_vec()), &[]),
+        wrong(K::FreeRow, Balloc, put(&free_key, (len + 1000).to_le_bytes()), &[]),
         wrong(K::FreeCount, Balloc, vec![(free_key.clone(), None)], &[]),
         wrong(K::UnknownRow, Balloc, put(&[2, 2], vec![1]), &[]),
         wrong(K::CtgRow, TreeId::Ctg, put(&[0, 0], vec![1]), &[]),
@@ -387,7 +390,7 @@ fn a_journal_that_cannot_be_redone_leaves_the_checkpoint_to_be_checked() {
         let leaf = rows(&rig, TreeId::Extmap)
             .await
             .iter()
-            .find(|(key, _)| *key >= schema::extmap_key(fid(6, 0), 0))
+            .find(|(key, _)| *key >= schema::extmap_key(fid(6, 0), 0).to_vec())
             .map(|(_, block)| *block)
             .unwrap();
         let at = sb.geometry.node_at(leaf) as usize + 99;

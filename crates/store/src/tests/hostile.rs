@@ -395,11 +395,17 @@ fn no_room_of_the_ring_is_reused_before_the_superblock_is_durable() {
                     }
                 }));
             }
+            let start = ctx.now();
+            while acked.borrow().contains(&0) {
+                ctx.sleep(Duration::from_millis(1)).await;
+                assert!(ctx.now().0 - start.0 < 2_000_000_000, "somebody's first write hangs: {acked:?}");
+            }
             ctx.sleep(Duration::from_micros(60_000 + ctx.random_u64() % 120_000)).await;
             let rig = rig.crash(seed % 5).await;
             for cob in 0..12u64 {
                 let n = acked.borrow()[cob as usize];
-                let found = rig.read(fid(1, cob + 1), 0, CHUNK).await.unwrap();
+                let found = rig.read(fid(1, cob + 1), 0, CHUNK).await;
+                let found = found.unwrap_or_else(|e| panic!("cob {cob}: acknowledged {n}: {e}"));
                 let known = [n, n + 1].iter().any(|n| found == pattern(cob * 10_000 + n, CHUNK));
                 assert!(known && n > 0, "cob {cob}: acknowledged {n}");
             }
