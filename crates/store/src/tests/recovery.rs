@@ -3,6 +3,7 @@
 
 use super::dev::State;
 use super::rig::{CHUNK, Rig, devices, fid, pattern, put, run};
+use crate::geometry::Geometry;
 use crate::schema::{self, TOMB};
 use crate::superblock::{self, Verdict};
 use crate::tree::TreeId;
@@ -79,6 +80,56 @@ fn a_process_dies_its_device_lives_on_and_then_the_power_goes() {
         }
     }
     assert!(served > 20 && cut_short > 20, "{served} starts came to their end, {cut_short} did not");
+}
+
+#[test]
+fn what_a_start_keeps_is_durable_before_its_superblock_says_so() {
+    let met = Rc::new(std::cell::Cell::new(0));
+    for seed in 0..40 {
+        let met = met.clone();
+        run(seed, async move |ctx| {
+            let rig = Rig::new(&ctx).await;
+            for n in 1..=3 {
+                rig.put(fid(1, n), 0, &pattern(n, CHUNK)).await.unwrap();
+            }
+            let (store, arena) = (rig.store.clone(), rig.arena.clone());
+            drop(
+                rig.scope_ctx()
+                    .spawn(async move { put(&store, &arena, fid(1, 4), 0, &pattern(4, CHUNK)).await }),
+            );
+            ctx.sleep(Duration::from_micros(ctx.random_u64() % 60)).await;
+            rig.die().await;
+            if rig.meta.current() == rig.meta.cut(&ctx, 0) {
+                return; // No record was on its way.
+            }
+            met.set(met.get() + 1);
+            // The next start is cut short when its superblock is on the disk. Of the cache, nothing else is left.
+            let before = superblocks(&rig.meta.current());
+            let scope = ctx.scope();
+            let options = OpenOptions { limits: rig.limits.clone(), ..OpenOptions::default() };
+            let open = Store::open(scope.ctx(), rig.regions.clone(), rig.arena.clone(), options);
+            drop(scope.ctx().spawn(async move { open.await.map(drop) }));
+            while superblocks(&rig.meta.current()) == before {
+                ctx.sleep(Duration::from_micros(1)).await;
+            }
+            scope.kill();
+            let mut images = rig.cut(0);
+            for (at, bytes) in superblocks(&rig.meta.current()) {
+                images.0[at..at + bytes.len()].copy_from_slice(&bytes);
+            }
+            let rig = rig.boot(images).await.unwrap();
+            for n in 1..=3 {
+                assert_eq!(rig.read(fid(1, n), 0, CHUNK).await.unwrap(), pattern(n, CHUNK));
+            }
+        });
+    }
+    assert!(met.get() > 3, "a record was on its way in {} of 40", met.get());
+}
+
+/// All copies, by place.
+fn superblocks(image: &[u8]) -> Vec<(usize, Vec<u8>)> {
+    let at = |slot, copy| Geometry::superblock_at(image.len() as u64, slot, copy) as usize;
+    [at(0, 0), at(0, 1), at(1, 0), at(1, 1)].map(|at| (at, image[at..at + 4096].to_vec())).to_vec()
 }
 
 /// The superblock's copies of the newest generation, and where the journal begins.
