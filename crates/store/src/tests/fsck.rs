@@ -7,7 +7,7 @@ use crate::schema::{self, COB, COUNT_KEY, CobRow, MapRow, TOMB};
 use crate::superblock::{self, Superblock, Verdict};
 use crate::tree::{Source, Step, TreeId};
 use crate::tx::Extent;
-use crate::{CtgOp, FindingKind, Limits};
+use crate::{CtgOp, FindingKind, Inspection, Item, Limits, TreeRow};
 use cobalt_base::{Fid, SessionId};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -419,5 +419,57 @@ fn superblock_copies_and_the_node_bitmap() {
         let report = rig.check(false).await;
         assert_eq!(kinds(&report), [FindingKind::NodeBitmap], "{:#?}", report.findings);
         assert_eq!(report.findings[0].at.unwrap().address, at as u64);
+    });
+}
+
+#[test]
+fn an_inspection_goes_on_past_what_is_damaged_and_says_what_it_skips() {
+    run(8, async |ctx| {
+        let rig = filled(&ctx).await;
+        let sb = newest(&rig).await;
+        let all = rows(&rig, TreeId::Extmap).await;
+        let hurt = all[all.len() / 2].1;
+        rig.meta.spoil(sb.geometry.node_at(hurt) as usize + 900, |b| *b ^= 1);
+        let (regions, meta, _) = devices(&ctx, rig.meta.current(), rig.data.current());
+        let inspection = Inspection::open(&ctx, &regions, &rig.arena, &rig.limits).await.unwrap();
+        assert_eq!((inspection.trouble(), inspection.superblock().generation), (&[][..], sb.generation));
+        let mut tree = inspection.rows(TreeId::Extmap, &[], None);
+        let (mut seen, mut skipped) = (0, Vec::new());
+        while let Some(item) = tree.next().await {
+            match item {
+                Item::Row(row) => {
+                    assert!(matches!(row, TreeRow::Extents { .. }));
+                    seen += 1;
+                }
+                Item::Skipped(lost) => skipped.push(lost.at.block),
+            }
+        }
+        assert_eq!(seen, all.iter().filter(|(_, block)| *block != hurt).count());
+        assert_eq!(skipped, [Some(hurt)]);
+        // One cob, one row of a catalogue, one node, and the space by group.
+        assert!(
+            matches!(&inspection.cob(fid(9, 9)).await[..], [Item::Row(TreeRow::Cob { info, .. })] if info.size == 3 * 4096 + 100)
+        );
+        assert_eq!(inspection.entry(3, b"key0000").await, Some(vec![7; 60]));
+        assert_eq!(inspection.entry(3, b"key0001").await, None);
+        assert!(inspection.node(hurt).await.unwrap().wrong.is_some_and(|why| why.starts_with("checksum")));
+        let root = inspection.node(sb.roots[TreeId::Ctg.index()].node.block).await.unwrap();
+        assert_eq!(
+            (root.tree, root.wrong, root.children.len()),
+            (Some(TreeId::Ctg), None, usize::from(root.entries))
+        );
+        let (mut free, mut blocks) = (0, 0);
+        let skipped = inspection.groups(|group| {
+            assert_eq!(group.says.unwrap_or(group.blocks), group.free);
+            free += group.free;
+            blocks += group.blocks;
+            true
+        });
+        assert_eq!(skipped.await, []);
+        assert_eq!((free, blocks), (sb.data_free, sb.data_blocks));
+        let mut used = 0;
+        inspection.node_runs(|from, until| used += until - from).await.unwrap();
+        assert_eq!(used, rig.check(false).await.nodes + 1, "all but the damaged one are whole");
+        assert_eq!(meta.writes.get(), 0);
     });
 }
