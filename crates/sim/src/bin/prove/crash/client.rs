@@ -62,13 +62,17 @@ impl Client {
         self.wrong.borrow_mut().get_or_insert(what);
     }
 
+    fn begin(&self) -> usize {
+        self.history.borrow_mut().turn()
+    }
+
     pub fn content(&self) -> u32 {
         self.contents.replace(self.contents.get() + 1)
     }
 
     /// Writes `len` bytes from chunk `first` on. True when it was acknowledged.
     pub async fn put(&self, fid: Fid, chunk: u32, first: u32, len: u32) -> bool {
-        let (begun, content) = (self.disk.now(), self.content());
+        let (begun, content) = (self.begin(), self.content());
         let result = match self.staged(fid, chunk, first, len, content).await {
             Ok((sealed, data)) => self.finish(sealed, &data).await,
             Err(error) => Err(error),
@@ -136,7 +140,7 @@ impl Client {
     }
 
     pub async fn delete(&self, fid: Fid) {
-        let begun = self.disk.now();
+        let begun = self.begin();
         let result = self.store.cob_delete(fid).await;
         let done = self.disk.now();
         match result {
@@ -149,7 +153,7 @@ impl Client {
     }
 
     pub async fn fence(&self, session: SessionId) {
-        let begun = self.disk.now();
+        let begun = self.begin();
         let result = self.store.fence(session).await;
         let done = self.disk.now();
         match result {
@@ -161,7 +165,7 @@ impl Client {
     }
 
     pub async fn transact(&self, decide: impl Fn(&CtgView) -> Result<Decision, Miss> + 'static) {
-        let begun = self.disk.now();
+        let begun = self.begin();
         let result = self
             .store
             .ctg()
@@ -183,7 +187,7 @@ impl Client {
 
     /// Reads whole chunks, the last of `len` bytes, and notes whose they are.
     pub async fn read(&self, fid: Fid, chunk: u32, chunks: std::ops::Range<u32>, last: u32) {
-        let begun = self.disk.now();
+        let begun = self.begin();
         let offset = u64::from(chunks.start) * u64::from(chunk);
         let len = u64::from(chunks.end - chunks.start - 1) * u64::from(chunk) + u64::from(last);
         let result = self.store.cob_read(fid, offset, len).await;
@@ -210,7 +214,7 @@ impl Client {
     }
 
     pub async fn get(&self, ctg: u32, key: Vec<u8>) {
-        let begun = self.disk.now();
+        let begun = self.begin();
         match self.store.ctg().get(ctg, &key).await {
             Ok(found) => {
                 let seen = Seen::Key { key: (ctg, key), found };
@@ -224,7 +228,7 @@ impl Client {
 impl Client {
     /// As `get`, noted only when it is not what it was the last time.
     pub async fn watch(&self, ctg: u32, key: Vec<u8>, last: &mut Option<Option<Vec<u8>>>) {
-        let begun = self.disk.now();
+        let begun = self.begin();
         match self.store.ctg().get(ctg, &key).await {
             Ok(found) if last.as_ref() == Some(&found) => {}
             Ok(found) => {

@@ -154,18 +154,31 @@ impl Lineage {
     }
 }
 
-/// What happened in one process's life. Moments are counts of device events.
+/// What happened in one process's life. Moments are counts of device events; between two of them, turns tell what came first.
 #[derive(Default)]
 pub struct History {
+    turns: usize,
     commits: Vec<Commit>,
-    seen: Vec<(usize, usize, Seen)>,
+    seen: Vec<Sight>,
     /// From this moment on, everything up to this lsn was visible.
     visible: Vec<(usize, u64)>,
 }
 
-struct Commit {
+/// When a client asked and was answered.
+#[derive(Clone, Copy)]
+struct When {
     begun: usize,
+    answered: usize,
     done: usize,
+}
+
+struct Sight {
+    when: When,
+    seen: Seen,
+}
+
+struct Commit {
+    when: When,
     lsn: u64,
     /// What a condition saw before the change.
     looked: Vec<(Key, Option<Vec<u8>>)>,
@@ -199,8 +212,19 @@ impl History {
         self.visible.push((from, lsn));
     }
 
+    /// The turn in which a client asks.
+    pub fn turn(&mut self) -> usize {
+        self.turns += 1;
+        self.turns
+    }
+
+    fn when(&mut self, begun: usize, done: usize) -> When {
+        When { begun, answered: self.turn(), done }
+    }
+
     pub fn commit(&mut self, begun: usize, done: usize, lsn: u64, change: Change) {
-        self.commits.push(Commit { begun, done, lsn, looked: Vec::new(), change: Some(change) });
+        let when = self.when(begun, done);
+        self.commits.push(Commit { when, lsn, looked: Vec::new(), change: Some(change) });
     }
 
     pub fn decided(
@@ -211,12 +235,13 @@ impl History {
         looked: Vec<(Key, Option<Vec<u8>>)>,
         ops: Vec<CtgOp>,
     ) {
-        let change = (!ops.is_empty()).then_some(Change::Ctg(ops));
-        self.commits.push(Commit { begun, done, lsn, looked, change });
+        let (when, change) = (self.when(begun, done), (!ops.is_empty()).then_some(Change::Ctg(ops)));
+        self.commits.push(Commit { when, lsn, looked, change });
     }
 
     pub fn saw(&mut self, begun: usize, done: usize, seen: Seen) {
-        self.seen.push((begun, done, seen));
+        let when = self.when(begun, done);
+        self.seen.push(Sight { when, seen });
     }
 
     /// Puts the changes in their order, and holds everything that was told against it. `from` is what the process found.
@@ -249,28 +274,29 @@ impl History {
                 lineage.states.push((commit.lsn, Rc::new(next)));
             }
         }
-        let mut raises = self.visible.clone();
-        raises.extend(self.commits.iter().map(|c| (c.done, c.lsn)));
-        let told = Floors::of(raises.clone());
-        for commit in &self.commits {
-            let least = told.at(commit.begun) + u64::from(commit.change.is_some());
-            if commit.lsn < least {
+        let opened = self.visible.iter().map(|(_, lsn)| (0, *lsn));
+        let answers = self.commits.iter().map(|c| (c.when.answered, c.lsn));
+        let told = Floors::of(opened.chain(answers).collect());
+        for Commit { when, lsn, change, .. } in &self.commits {
+            let before = told.at(when.begun);
+            if *lsn < before + u64::from(change.is_some()) {
                 return Err(format!(
-                    "lsn {} was given to a transaction that began after {} was answered",
-                    commit.lsn,
-                    told.at(commit.begun)
+                    "a transaction that began after lsn {before} was answered has lsn {lsn}"
                 ));
             }
         }
-        for (begun, done, seen) in &self.seen {
-            let least = told.at(*begun);
-            let later = lineage.states.iter().filter(|(lsn, _)| *lsn > least);
+        let mut raises = self.visible.clone();
+        raises.extend(self.commits.iter().map(|c| (c.when.done, c.lsn)));
+        for Sight { when, seen } in &self.seen {
+            let least = told.at(when.begun);
+            let begun = |lsn| self.commits.iter().all(|c| c.lsn != lsn || c.when.begun < when.answered);
+            let later = lineage.states.iter().filter(|(lsn, _)| *lsn > least && begun(*lsn));
             let mut all = std::iter::once((least, lineage.at(least))).chain(later.map(|(lsn, s)| (*lsn, s)));
             let Some((lsn, _)) = all.find(|(_, state)| seen.fits(state)) else {
                 return Err(format!("at no lsn from {least} on a client could see {seen:?}"));
             };
             // What was shown is told.
-            raises.push((*done, lsn));
+            raises.push((when.done, lsn));
         }
         Ok((lineage, Floors::of(raises)))
     }
