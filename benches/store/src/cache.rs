@@ -9,14 +9,18 @@ use crate::report::Report;
 use crate::target::Place;
 use cobalt_base::ByteSize;
 use cobalt_reactor::{Ctx, Reactor, ReactorConfig};
-use cobalt_store::{CtgOp, Limits};
+use cobalt_store::{CtgOp, Limits, Store};
+use std::cell::Cell;
 use std::path::PathBuf;
+use std::rc::Rc;
 
 const CTG: u32 = 7;
 /// Bytes of a value: with its key, three quarters of what an entry may have.
 const VALUE: usize = 4000;
 /// Operations of one transaction.
 const BATCH: u64 = 32;
+/// Transactions at a time: they share flushes.
+const TASKS: u64 = 8;
 
 /// How to run the row.
 #[derive(Clone, Debug, clap::Args)]
@@ -42,6 +46,32 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     })
 }
 
+/// The most that was seen.
+#[derive(Default)]
+struct Peak {
+    cache: Cell<u64>,
+    rss: Cell<u64>,
+}
+
+async fn fill(store: Store, next: Rc<Cell<u64>>, keys: u64, peak: Rc<Peak>) -> anyhow::Result<()> {
+    loop {
+        let at = next.get();
+        let end = (at + BATCH).min(keys);
+        next.set(end);
+        if at == end {
+            return Ok(());
+        }
+        let put = |i: u64| CtgOp::Put {
+            ctg: CTG,
+            key: i.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes().to_vec(),
+            value: vec![(i % 251) as u8; VALUE],
+        };
+        store.ctg().transact(move |_| Ok(((at..end).map(put).collect(), ()))).await?;
+        peak.cache.set(peak.cache.get().max(store.cache().bytes));
+        peak.rss.set(peak.rss.get().max(rss()));
+    }
+}
+
 async fn drive(ctx: &Ctx, args: &Args) -> anyhow::Result<()> {
     let limits = Limits { node_cache: args.cache.0, dirty_max: args.cache.0 / 4, ..Limits::default() };
     let meta = (args.gib << 30) * 3 + (2 << 30);
@@ -52,19 +82,14 @@ async fn drive(ctx: &Ctx, args: &Args) -> anyhow::Result<()> {
     // Nodes of random keys are about two thirds full, with three entries and less.
     let keys = (args.gib << 30) / (16 << 10) * 2;
     let clock = Clock::start();
-    let (mut at, mut most, mut most_rss) = (0, 0, 0);
-    while at < keys {
-        let end = (at + BATCH).min(keys);
-        let put = |i: u64| CtgOp::Put {
-            ctg: CTG,
-            key: i.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes().to_vec(),
-            value: vec![i as u8; VALUE],
-        };
-        store.ctg().transact(move |_| Ok(((at..end).map(put).collect(), ()))).await?;
-        at = end;
-        most = most.max(store.cache().bytes);
-        most_rss = most_rss.max(rss());
+    let peak = Rc::new(Peak::default());
+    let next = Rc::new(Cell::new(0));
+    let tasks: Vec<_> =
+        (0..TASKS).map(|_| ctx.spawn(fill(store.clone(), next.clone(), keys, peak.clone()))).collect();
+    for task in tasks {
+        task.join().await.expect("nobody kills the tasks")?;
     }
+    let (most, most_rss) = (peak.cache.get(), peak.rss.get());
     store.checkpoint().await?;
     let lap = clock.lap();
     let percent = |bytes: u64| (bytes as f64 / args.cache.0 as f64 * 1e4).round() / 1e2;
