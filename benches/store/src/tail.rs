@@ -39,6 +39,7 @@ pub struct Args {
 #[derive(Clone, Copy)]
 pub struct Sample {
     /// Since the start.
+    #[cfg_attr(not(feature = "plot"), expect(dead_code, reason = "only a plot has an axis of time"))]
     pub at: Duration,
     pub took: Duration,
     /// A checkpoint ran.
