@@ -33,7 +33,7 @@ enum Kind {
 pub struct Args {
     /// Sizes of the target
     #[arg(long, value_delimiter = ',', default_value = "1GiB,32GiB,1TiB")]
-    sizes: Vec<ByteSize>,
+    size: Vec<ByteSize>,
     #[arg(long, default_value = "64MiB")]
     journal: ByteSize,
     /// Transactions in the journal
@@ -42,7 +42,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value = "ctg")]
     kind: Kind,
     /// Tasks that fill it at a time: as many transactions share a record
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 64)]
     tasks: u64,
     /// Memory for nodes
     #[arg(long, default_value = "2GiB")]
@@ -53,7 +53,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
-    for size in &args.sizes {
+    for size in &args.size {
         let reactor = Reactor::new(ReactorConfig::default())?;
         let (ctx, args, size) = (reactor.ctx(), args.clone(), size.0);
         reactor.block_on(async move { row(&ctx, &args, size).await })?;
@@ -106,7 +106,7 @@ async fn row(ctx: &Ctx, args: &Args, size: u64) -> anyhow::Result<()> {
 fn report(args: &Args, size: u64, used: u64, txs: u64, store: &Store, lap: Lap) {
     let mut report = Report::new("recovery");
     report.set("kind", format!("{:?}", args.kind).to_lowercase()).set("target", ByteSize(size).to_string());
-    report.set("ring_bytes", args.journal.0).set("journal_used", used).set("txs", txs).lap(txs, lap);
+    report.set("ring_bytes", args.journal.0).set("journal_bytes", used).set("txs", txs).lap(txs, lap);
     let us = |seconds: f64| (seconds * 1e9 / txs as f64).round() / 1e3;
     report.set("us_per_tx", us(lap.seconds)).set("cpu_us_per_tx", us(lap.user + lap.system));
     let gib = used as f64 / f64::from(1 << 30);

@@ -333,4 +333,13 @@ mod tests {
         assert_eq!(decision, Decision::Open, "record 2 is in the trees");
         assert_eq!((kept.next_lsn, kept.used, kept.named), (5, 2 * 4096, 1));
     }
+
+    #[test]
+    fn a_superblock_that_nothing_followed_yet_is_one_to_start_from() {
+        // The power went when it was durable and the record that names it was not: those before name the one before.
+        let anchor = Anchor { offset: 2 * 4096, chain: 102, checkpoint: 2, generation: 2, ..anchor() };
+        let (decision, kept) = decide(anchor, &ring(2));
+        assert_eq!(decision, Decision::Open);
+        assert_eq!((kept.next_lsn, kept.used, kept.named), (3, 0, 1));
+    }
 }
