@@ -278,8 +278,8 @@ fn tombstones_go_on_being_dropped_after_a_crash() {
             for session in [6, 5] {
                 rig.store.fence(SessionId(session)).await.unwrap();
             }
-            for _ in 0..3 {
-                ctx.sleep(Duration::from_micros(ctx.random_u64() % 200)).await;
+            for _ in 0..1 + seed % 3 {
+                ctx.sleep(Duration::from_micros(ctx.random_u64() % 40)).await;
                 rig = rig.crash(seed % 5).await;
             }
             rig.settle().await;
@@ -295,6 +295,24 @@ fn tombstones_go_on_being_dropped_after_a_crash() {
             assert_eq!(rig.put(fid(9, 3), 0, &pattern(1, CHUNK)).await, Err(StoreError::Deleted(fid(9, 3))));
         });
     }
+}
+
+#[test]
+fn a_checkpoint_behind_an_empty_record_is_one_to_start_from_and_each_record_names_it() {
+    run(5, async |ctx| {
+        let rig = Rig::new(&ctx).await;
+        rig.put(fid(1, 1), 0, &pattern(1, CHUNK)).await.unwrap();
+        ctx.sleep(Duration::from_millis(50)).await;
+        assert!(rig.store.counters().journal_empties > 0);
+        rig.store.checkpoint().await.unwrap();
+        rig.put(fid(1, 2), 0, &pattern(2, CHUNK)).await.unwrap();
+        let rows = dump_journal(&rig.regions, &rig.arena).await.unwrap();
+        assert_eq!(rows.last().unwrap().named, rig.store.status().generation);
+        let rig = rig.crash(0).await;
+        for n in 1..=2 {
+            assert_eq!(rig.read(fid(1, n), 0, CHUNK).await.unwrap(), pattern(n, CHUNK));
+        }
+    });
 }
 
 /// The first tombstone from a session on.
