@@ -12,7 +12,7 @@ use std::rc::Rc;
 
 const CTG: u32 = 7;
 /// Node blocks per entry, generously: nodes are two thirds full, and a checkpoint keeps its predecessor.
-const META_PER_KEY: u64 = 1024;
+const META_PER_KEY: u64 = 512;
 
 pub fn run(args: &Args) -> anyhow::Result<Figures> {
     let reactor = Reactor::new(ReactorConfig::default())?;
@@ -23,7 +23,7 @@ pub fn run(args: &Args) -> anyhow::Result<Figures> {
 async fn drive(ctx: &Ctx, args: &Args) -> anyhow::Result<Figures> {
     // A checkpoint when half of the cache is dirty, or the journal filled: it writes a leaf once for many changes.
     let limits = Limits { node_cache: args.cache.0, dirty_max: args.cache.0 / 2, ..Limits::default() };
-    let meta = (args.keys * META_PER_KEY + (2 << 30)).next_multiple_of(1 << 20);
+    let meta = (args.keys * META_PER_KEY + args.journal.0 + (1 << 30)).next_multiple_of(1 << 20);
     let mut place = Place::memory(meta, 1 << 30, limits);
     place.journal = Some(args.journal.0);
     let path = args.dir.join("store-bench.meta");
