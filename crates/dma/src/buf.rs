@@ -8,7 +8,11 @@ use std::sync::Arc;
 
 /// A buffer with one owner, 4 KiB aligned. Its content is whatever was there before.
 pub struct Buf {
-    block: Block,
+    /// Shared with the other parts of a buffer that was split, each of which owns a range of its own.
+    block: Arc<Block>,
+    start: usize,
+    /// Bytes from `start` on that are this buffer's.
+    room: usize,
     len: usize,
 }
 
@@ -44,12 +48,32 @@ impl Drop for Block {
 
 impl Buf {
     pub(crate) fn new(arena: Arc<Inner>, page: u32, order: usize, len: usize) -> Buf {
-        Buf { block: Block { arena, page, order }, len }
+        let block = Block { arena, page, order };
+        let room = block.capacity();
+        Buf { block: Arc::new(block), start: 0, room, len }
     }
 
-    /// Bytes that the buffer can hold: a power of two, at least 4,096.
+    /// Bytes that the buffer can hold: a multiple of 4,096; a power of two unless it was split.
     pub fn capacity(&self) -> usize {
-        self.block.capacity()
+        self.room
+    }
+
+    /// Splits off what is from byte `at` on, a multiple of 4,096: two buffers, of memory that was waited for once.
+    /// It goes back to the arena when both are gone.
+    pub fn split_off(&mut self, at: usize) -> Buf {
+        assert!(
+            at.is_multiple_of(PIECE_MIN) && at <= self.len,
+            "byte {at} of {} is no place to split",
+            self.len
+        );
+        let rest = Buf {
+            block: self.block.clone(),
+            start: self.start + at,
+            room: self.room - at,
+            len: self.len - at,
+        };
+        (self.room, self.len) = (at, at);
+        rest
     }
 
     /// Sets the length, up to the capacity. Bytes beyond the old length are whatever they were.
@@ -60,19 +84,18 @@ impl Buf {
 
     /// Ends writing: from here on the bytes are shared and constant.
     pub fn freeze(self) -> Slice {
-        let len = self.len;
-        Slice { block: Arc::new(self.block), start: 0, len }
+        Slice { block: self.block, start: self.start, len: self.len }
     }
 }
 
 impl Deref for Buf {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        // SAFETY: the block is inside the arena's mapping, initialised by the kernel, and this buffer
-        // is its only owner until it is dropped; `len` is at most its capacity.
+        // SAFETY: the block is inside the arena's mapping, initialised by the kernel; `start..start + room` of it
+        // is this buffer's alone until it is dropped, since `split_off` gives disjoint ranges; `len` is at most `room`.
         #[expect(unsafe_code)]
         unsafe {
-            std::slice::from_raw_parts(self.block.ptr(), self.len)
+            std::slice::from_raw_parts(self.block.ptr().wrapping_add(self.start), self.len)
         }
     }
 }
@@ -82,7 +105,7 @@ impl DerefMut for Buf {
         // SAFETY: as for `deref`; `&mut self` proves that no other reference exists.
         #[expect(unsafe_code)]
         unsafe {
-            std::slice::from_raw_parts_mut(self.block.ptr(), self.len)
+            std::slice::from_raw_parts_mut(self.block.ptr().wrapping_add(self.start), self.len)
         }
     }
 }
@@ -111,7 +134,11 @@ impl Slice {
     pub fn try_thaw(self) -> Result<Buf, Slice> {
         let (start, len) = (self.start, self.len);
         match Arc::try_unwrap(self.block) {
-            Ok(block) => Ok(Buf { block, len: start + len }),
+            Ok(block) => {
+                // Nobody else has a part of it any more: all of it is the buffer's.
+                let room = block.capacity();
+                Ok(Buf { block: Arc::new(block), start: 0, room, len: start + len })
+            }
             Err(block) => Err(Slice { block, start, len }),
         }
     }
@@ -172,6 +199,30 @@ mod tests {
         assert!(part.iter().all(|b| *b == 7) && part.len() == 1000);
         let buf = part.try_thaw().expect("the last reader");
         assert_eq!(buf.len(), 5000);
+    }
+
+    #[test]
+    fn parts_of_a_split_buffer_are_apart_and_go_back_together() {
+        let arena = arena();
+        let mut first = arena.try_alloc(5 * 4096 + 10).expect("room");
+        let mut second = first.split_off(2 * 4096);
+        let mut third = second.split_off(4096);
+        assert_eq!([first.len(), second.len(), third.len()], [2 * 4096, 4096, 2 * 4096 + 10]);
+        assert_eq!([first.capacity(), second.capacity(), third.capacity()], [2 * 4096, 4096, 5 * 4096]);
+        for (part, byte) in [&mut first, &mut second, &mut third].into_iter().zip(1u8..) {
+            part.fill(byte);
+        }
+        third.set_len(5 * 4096);
+        let (first, third) = (first.freeze(), third.freeze());
+        assert!(first.iter().all(|b| *b == 1) && second.iter().all(|b| *b == 2));
+        assert!(third[..2 * 4096 + 10].iter().all(|b| *b == 3));
+        let first = first.try_thaw().expect_err("the others live");
+        drop((first, second));
+        assert_eq!(arena.stats().in_use, 8 * 4096);
+        let whole = third.try_thaw().expect("the last part");
+        assert_eq!((whole.len(), whole.capacity()), (8 * 4096, 8 * 4096));
+        drop(whole);
+        assert_eq!(arena.stats().in_use, 0);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::tx::Extent;
 use cobalt_base::canary::{Canary, planted};
 use cobalt_base::checksum::{crc32c, crc32c_combine};
 use cobalt_base::{BLOCK_SIZE, Fid};
-use cobalt_dma::{BUF_MAX, Slice};
+use cobalt_dma::{BUF_MAX, Buf, Slice};
 use futures::future::join_all;
 use std::collections::BTreeMap;
 
@@ -56,7 +56,8 @@ impl Store {
 impl Core {
     async fn plan_read(&self, fid: Fid, offset: u64, len: u64) -> Result<Plan, StoreError> {
         let missing = |offset| StoreError::Missing { fid, offset };
-        let end = offset.checked_add(len).filter(|_| len > 0 && len <= self.limits.tx_data);
+        let most = self.limits.tx_data.min(BUF_MAX as u64);
+        let end = offset.checked_add(len).filter(|_| len > 0 && len <= most);
         let end = end.ok_or_else(|| StoreError::Invalid(format!("a read of {len} bytes at {offset}")))?;
         let (cob, rows) = self
             .look(|stage| {
@@ -107,8 +108,13 @@ impl Core {
 
     async fn read_parts(&self, fid: Fid, plan: &Plan) -> Result<Vec<Slice>, StoreError> {
         let mut out = Vec::new();
+        // All of it at once: two reads that hold some and wait for the rest would wait for each other.
+        let blocks: u64 = plan.parts.iter().map(|(_, row)| row.blocks()).sum();
+        let mut memory = self.arena.alloc((blocks * BLOCK_SIZE) as usize).await;
         for (offset, row) in &plan.parts {
-            let slices = self.read_row(fid, *offset, row, &plan.unwritten).await?;
+            let rest = memory.split_off((row.blocks() * BLOCK_SIZE) as usize);
+            let own = std::mem::replace(&mut memory, rest);
+            let slices = self.read_row(fid, *offset, row, &plan.unwritten, own).await?;
             if !planted(Canary::ReadUnchecked) {
                 verify(fid, *offset, plan.chunk, row, &slices)?;
             }
@@ -117,21 +123,26 @@ impl Core {
         Ok(out)
     }
 
-    /// The bytes of a row, unchecked: one slice for each device read, and for each run of blocks in memory.
+    /// The bytes of a row into `memory` of just its blocks, unchecked: one slice for each device read, and for each run of blocks
+    /// in memory.
     async fn read_row(
         &self,
         fid: Fid,
         offset: u64,
         row: &MapRow,
         unwritten: &BTreeMap<u64, Piece>,
+        mut memory: Buf,
     ) -> Result<Vec<Slice>, StoreError> {
         let region = &self.regions.data;
         let most = u64::from(region.device.identify().transfer_max).min(BUF_MAX as u64) / BLOCK_SIZE;
         let pieces: Vec<Run> =
             row.extents.iter().flat_map(|extent| runs(*extent, most.max(1), unwritten)).collect();
         self.count(|c| c.data_reads += pieces.iter().filter(|r| !r.in_memory).count() as u64);
-        let reads = pieces.into_iter().map(|run| async move {
-            let mut buf = self.arena.alloc((run.blocks * BLOCK_SIZE) as usize).await;
+        let reads = pieces.into_iter().map(|run| {
+            let rest = memory.split_off((run.blocks * BLOCK_SIZE) as usize);
+            (run, std::mem::replace(&mut memory, rest))
+        });
+        let reads = reads.map(|(run, mut buf)| async move {
             if !run.in_memory {
                 return region.read(run.start * BLOCK_SIZE, buf).await;
             }

@@ -534,3 +534,36 @@ fn tombstones_of_a_fenced_session_go_in_steps_that_fit_the_meta_region() {
         panic!("the tombstones are still there");
     });
 }
+
+/// A read of several rows takes its memory at once: readers that hold a part each and wait for the rest would wait for ever.
+#[test]
+fn readers_of_many_rows_do_not_wait_for_each_others_memory() {
+    run(31, async |ctx| {
+        let rig = Rig::new(&ctx).await;
+        // Two cobs of 32 rows, each of one chunk.
+        for cob in 1..3 {
+            for chunk in 0..32 {
+                rig.put(fid(1, cob), chunk * CHUNK as u64, &pattern(cob * 100 + chunk, CHUNK)).await.unwrap();
+            }
+        }
+        // Memory for one of the reads, and half of another.
+        let mut hoard = Vec::new();
+        hoard.extend(std::iter::from_fn(|| rig.arena.try_alloc(CHUNK)));
+        hoard.sort_by_key(|buf| buf.as_ptr() as usize);
+        hoard.drain(0..64);
+        let pinned: Vec<_> = std::iter::from_fn(|| rig.arena.try_alloc(CHUNK)).take(16).collect();
+        rig.data.slow_us.set(200);
+        let reads = (0..8).map(|n| {
+            let store = rig.store.clone();
+            ctx.spawn(async move {
+                let data = store.cob_read(fid(1, 1 + n % 2), 0, 32 * CHUNK as u64).await.unwrap();
+                assert_eq!(data.len, 32 * CHUNK as u64);
+            })
+        });
+        let reads: Vec<_> = reads.collect();
+        for read in reads {
+            ctx.timeout(Duration::from_secs(10), read).await.expect("no read waits for ever");
+        }
+        drop((pinned, hoard));
+    });
+}
