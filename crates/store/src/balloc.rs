@@ -201,10 +201,11 @@ impl Balloc {
 
     /// Brings a group's free extents into memory.
     async fn load_group(&self, group: usize) -> Result<(), StoreError> {
+        let _epoch = self.forest.epoch();
         loop {
             match self.try_load(group) {
                 Ok(()) => return Ok(()),
-                Err(Halt::Miss(miss)) => self.forest.load(miss).await?,
+                Err(Halt::Miss(miss)) => self.forest.load_held(miss).await?,
                 Err(Halt::Corrupt(corrupt)) => return Err(corrupt.into()),
                 Err(Halt::Refused(error)) => return Err(error),
             }

@@ -277,7 +277,7 @@ impl Core {
             };
             group.take_back(before);
             match halt {
-                Halt::Miss(miss) => self.forest.load(miss).await?,
+                Halt::Miss(miss) => self.forest.load_held(miss).await?,
                 Halt::Refused(error) => return Ok(Judged::Refused(error)),
                 Halt::Corrupt(corrupt) => return Err(corrupt.into()),
             }
@@ -342,7 +342,7 @@ impl Core {
                 }
                 Err(Halt::Miss(miss)) => {
                     group.stage.rollback();
-                    self.forest.load(miss).await?;
+                    self.forest.load_held(miss).await?;
                 }
                 Err(Halt::Corrupt(corrupt)) => return Err(corrupt.into()),
                 Err(Halt::Refused(error)) => return Err(error),

@@ -3,6 +3,7 @@
 mod dev;
 mod rig;
 
+mod cold;
 mod crash;
 mod damage;
 mod fsck;

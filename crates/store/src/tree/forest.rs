@@ -182,6 +182,22 @@ impl Forest {
         Ok(())
     }
 
+    /// As [`Forest::load`], and what came stays until the epochs that are open now have ended: work that looks at more nodes at one
+    /// time than the cache keeps comes to its end.
+    ///
+    /// # Errors
+    /// As for [`Forest::load`].
+    pub async fn load_held(&self, miss: Miss) -> Result<(), MetaError> {
+        self.load(miss).await?;
+        if let Want::Node { node, .. } = miss.0 {
+            let cache = &mut self.0.inner.borrow_mut().cache;
+            if let Some(at) = cache.peek(node.block) {
+                cache.touch(at);
+            }
+        }
+        Ok(())
+    }
+
     /// Begins an epoch: what is touched while it is open stays in the cache.
     pub fn epoch(&self) -> EpochGuard {
         let epoch = self.0.inner.borrow_mut().cache.open_epoch(false);
