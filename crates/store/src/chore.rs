@@ -75,6 +75,7 @@ impl Core {
                 }
             };
             self.chore_running.set(true);
+            self.count(|c| c.chore_steps += 1);
             let result = self.run_chore(TxClass::Delete, intent).await;
             self.chore_running.set(false);
             self.checkpoint_done.notify_all();

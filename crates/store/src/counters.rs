@@ -31,13 +31,15 @@ pub struct StoreCounters {
     pub node_reads: u64,
     pub checkpoints: u64,
     pub trims: u64,
+    /// Steps in which blocks of dead cobs were freed, or tombstones dropped.
+    pub chore_steps: u64,
     pub corrupt_reads: u64,
     pub read_retries: u64,
 }
 
 impl StoreCounters {
     /// Names and values, as `status` and metrics show them.
-    pub fn rows(&self) -> [(&'static str, u64); 19] {
+    pub fn rows(&self) -> [(&'static str, u64); 20] {
         [
             ("data_reads", self.data_reads),
             ("data_writes", self.data_writes),
@@ -56,6 +58,7 @@ impl StoreCounters {
             ("node_reads", self.node_reads),
             ("checkpoints", self.checkpoints),
             ("trims", self.trims),
+            ("chore_steps", self.chore_steps),
             ("corrupt_reads", self.corrupt_reads),
             ("read_retries", self.read_retries),
         ]

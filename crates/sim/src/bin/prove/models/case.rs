@@ -186,7 +186,8 @@ pub fn catch_panics(layer: &'static str, run: &Run) {
         let mut again = String::new();
         if let Some((entry, seed, case)) = PLAYED.take() {
             let mut moves = case.splitn(3, '/').nth(2).unwrap_or_default().to_owned();
-            if moves.is_empty() {
+            // Nobody looks at the small case of a mistake that was planted.
+            if moves.is_empty() && !std::env::args().any(|arg| arg.starts_with("--canary")) {
                 println!("{case} fails: looking for a smaller one");
                 moves = (entry.shrink)(layer, seed);
             }

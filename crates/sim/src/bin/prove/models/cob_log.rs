@@ -270,6 +270,11 @@ impl CobLog {
         inner.sessions.get_mut(&session).expect("it began").fences[number].1 = Fate::Done { at, lsn: lsn.0 };
     }
 
+    /// Whether a session is fenced for certain, as of the last settlement.
+    pub fn is_fenced(&self, session: SessionId) -> bool {
+        self.0.borrow().sessions.get(&session).is_some_and(|s| s.fenced == Certain::Yes)
+    }
+
     pub fn now(&self) -> Moment {
         self.0.borrow_mut().tick()
     }

@@ -101,6 +101,8 @@ struct State {
     /// When the fault was ordered, by `seen`.
     since: Cell<[u64; 4]>,
     injected: Cell<[u64; 4]>,
+    /// Writes that failed, and not for want of room.
+    broken_writes: Cell<u64>,
     paused: Cell<bool>,
     /// Called with every operation.
     hook: RefCell<Option<Rc<dyn Fn()>>>,
@@ -116,9 +118,18 @@ struct Held {
 
 impl Disk {
     pub fn new(name: &str, size: usize, transfer: u32, seed: u64) -> Disk {
+        Disk::of(name, vec![0; size], transfer, seed)
+    }
+
+    /// Another disk with what a reader of this one finds now.
+    pub fn copy(&self) -> Disk {
+        Disk::of("copy", self.0.current.borrow().clone(), self.0.identify.transfer_max, 0)
+    }
+
+    fn of(name: &str, image: Vec<u8>, transfer: u32, seed: u64) -> Disk {
         let identify = Identify {
             backend: format!("model:{name}"),
-            size: size as u64,
+            size: image.len() as u64,
             block_size: 4096,
             volatile_cache: true,
             atomic_write: 512,
@@ -129,8 +140,8 @@ impl Disk {
         Disk(Rc::new(State {
             identify,
             rng: RefCell::new(StdRng::seed_from_u64(seed)),
-            current: RefCell::new(vec![0; size]),
-            durable: RefCell::new(vec![0; size]),
+            durable: RefCell::new(image.clone()),
+            current: RefCell::new(image),
             held: RefCell::default(),
             clock: Cell::new(0),
             mount: Cell::new(0),
@@ -138,6 +149,7 @@ impl Disk {
             fault: Cell::new(None),
             since: Cell::default(),
             injected: Cell::default(),
+            broken_writes: Cell::new(0),
             paused: Cell::new(false),
             hook: RefCell::default(),
         }))
@@ -147,6 +159,11 @@ impl Disk {
     pub fn mount(&self, scope: &Scope) -> Device {
         let (state, mount) = (self.0.clone(), self.0.mount.get());
         Device::new(Rc::new(Mount { ctx: scope.ctx(), mount, state }))
+    }
+
+    /// Writes that failed, and not for want of room.
+    pub fn broken_writes(&self) -> u64 {
+        self.0.broken_writes.get()
     }
 
     /// While paused, operations are neither counted nor failed.
@@ -242,6 +259,9 @@ impl State {
             let mut injected = self.injected.get();
             injected[at] += 1;
             self.injected.set(injected);
+            if kind == Kind::Write && fault.error != Error::HostFull {
+                self.broken_writes.set(self.broken_writes.get() + 1);
+            }
             fault.error
         })
     }

@@ -4,10 +4,14 @@
 //! Limits are so small that splits, merges, evictions, full groups and full journals occur all the time; what a
 //! model is said to meet is counted, and a run that did not meet it is a failure.
 
+mod balloc;
+mod btree;
 pub mod case;
 mod cob_log;
+mod ctg;
 mod ctg_log;
 pub mod disk;
+mod extmap;
 pub mod target;
 
 pub mod whole;
@@ -15,7 +19,13 @@ pub mod whole;
 use crate::run::{Counts, Failure, Run, saw};
 use case::Entry;
 
-const MODELS: [Entry; 1] = [case::entry::<whole::Whole>()];
+const MODELS: [Entry; 5] = [
+    case::entry::<btree::Btree>(),
+    case::entry::<balloc::BallocModel>(),
+    case::entry::<extmap::ExtmapModel>(),
+    case::entry::<ctg::CtgModel>(),
+    case::entry::<whole::Whole>(),
+];
 
 /// The seed of a case: every bit of it depends on the run's and on the case's number.
 pub fn case_seed(run: u64, model: u64, number: u64) -> u64 {
@@ -28,10 +38,11 @@ pub fn case_seed(run: u64, model: u64, number: u64) -> u64 {
     x
 }
 
-/// Runs the models. `--count` is a percentage of the usual number of cases.
+/// Runs the models. `--count` is a percentage of the usual number of cases; a `--case` that is only a name is all of that
+/// model.
 pub fn run(run: &Run) -> Result<Counts, Failure> {
     case::catch_panics("models", run);
-    if let Some(case) = &run.case {
+    if let Some(case) = run.case.as_ref().filter(|case| case.contains('/')) {
         return case::replay(&MODELS, case).map_err(|what| Failure { case: case.clone(), what });
     }
     let percent = run.count.unwrap_or(100);
@@ -45,7 +56,7 @@ pub fn run(run: &Run) -> Result<Counts, Failure> {
         }
         counts
     });
-    for entry in &MODELS {
+    for entry in MODELS.iter().filter(|entry| wanted(run, entry)) {
         for meets in entry.meets {
             let name = format!("{}_{meets}", entry.name);
             if counts.get(&name) == 0 && percent >= 100 {
@@ -57,9 +68,13 @@ pub fn run(run: &Run) -> Result<Counts, Failure> {
     Ok(counts)
 }
 
+fn wanted(run: &Run, entry: &Entry) -> bool {
+    run.case.as_ref().is_none_or(|name| name == entry.name)
+}
+
 fn worker(run: &Run, thread: u64, threads: u64, percent: u64) -> Counts {
     let mut counts = Counts::default();
-    for (number, entry) in (0..).zip(&MODELS) {
+    for (number, entry) in (0..).zip(&MODELS).filter(|(_, entry)| wanted(run, entry)) {
         let cases = (entry.cases * percent).div_ceil(100);
         for at in (0..cases).filter(|at| at % threads == thread) {
             let seed = case_seed(run.seed, number, at);

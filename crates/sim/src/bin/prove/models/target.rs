@@ -56,6 +56,10 @@ impl Tally {
         self.0.borrow_mut().add(name, n);
     }
 
+    pub fn get(&self, name: &str) -> u64 {
+        self.0.borrow().get(name)
+    }
+
     pub fn take(&self) -> Counts {
         self.0.take()
     }
@@ -197,12 +201,12 @@ impl Target {
         done
     }
 
-    /// Checks all that the disks hold now.
+    /// Checks all that the disks hold now; the target goes on beside it.
     pub async fn assert_clean(&self, when: &str) {
         let scope = self.ctx.scope();
-        let regions = regions(&scope, &self.meta, &self.data);
+        let regions = regions(&scope, &self.meta.copy(), &self.data.copy());
         let options = FsckOptions { data: true, limits: self.shape.limits.clone(), ..FsckOptions::default() };
-        let report = self.in_peace(fsck(&self.ctx, &regions, &self.arenas.payload, &options)).await;
+        let report = fsck(&self.ctx, &regions, &self.arenas.payload, &options).await;
         let report = report.unwrap_or_else(|e| panic!("{when}: fsck cannot look: {e}"));
         assert!(report.is_clean(), "{when}: {:#?}", report.findings);
         self.tally.add("fscks", 1);
@@ -238,6 +242,7 @@ fn count_events(tally: &Tally, counters: &StoreCounters, stats: &Stats) {
         ("wraps", wraps),
         ("journal_full", journal_waits),
         ("groups_dropped", groups_dropped),
+        ("chore_steps", counters.chore_steps),
         ("group_full", groups_left),
         ("trims", counters.trims),
         ("refused", counters.refused),
@@ -272,27 +277,35 @@ pub fn pattern(write: u64, len: usize) -> Vec<u8> {
     out
 }
 
-/// One write with all its steps.
-pub async fn put(
-    store: &Store,
-    arena: &Arena,
-    fid: Fid,
-    attrs: CobAttrs,
-    offset: u64,
-    bytes: &[u8],
-) -> Result<Committed, StoreError> {
-    let len = bytes.len() as u64;
-    let mut crcs = Vec::new();
-    crc32c_chunks(bytes, attrs.chunk_size as usize, &mut crcs);
-    let mut buf = arena.alloc(bytes.len()).await;
-    buf.copy_from_slice(bytes);
-    let data = buf.freeze();
-    let mut tx = store.tx_open(TxClass::Write, len).await?;
-    let cob = store.cob_lookup(&mut tx, fid, attrs).await?;
-    let extents = store.balloc(&mut tx, len).await?;
-    store.extmap(&mut tx, &cob, offset, len, &extents, &crcs).await?;
+/// A part of a transaction.
+pub struct Piece {
+    pub fid: Fid,
+    pub attrs: CobAttrs,
+    pub offset: u64,
+    pub bytes: Vec<u8>,
+}
+
+/// One transaction with all its steps.
+pub async fn put_all(store: &Store, arena: &Arena, pieces: &[Piece]) -> Result<Committed, StoreError> {
+    let mut data = Vec::new();
+    for piece in pieces {
+        let mut buf = arena.alloc(piece.bytes.len()).await;
+        buf.copy_from_slice(&piece.bytes);
+        data.push(buf.freeze());
+    }
+    // Each is rounded up to blocks of its own.
+    let admitted = pieces.iter().map(|p| p.bytes.len().next_multiple_of(4096) as u64).sum();
+    let mut tx = store.tx_open(TxClass::Write, admitted).await?;
+    for piece in pieces {
+        let len = piece.bytes.len() as u64;
+        let mut crcs = Vec::new();
+        crc32c_chunks(&piece.bytes, piece.attrs.chunk_size as usize, &mut crcs);
+        let cob = store.cob_lookup(&mut tx, piece.fid, piece.attrs).await?;
+        let extents = store.balloc(&mut tx, len).await?;
+        store.extmap(&mut tx, &cob, piece.offset, len, &extents, &crcs).await?;
+    }
     let sealed = store.tx_close(tx);
-    let stable = store.data_write(&sealed, &[data]).await?;
+    let stable = store.data_write(&sealed, &data).await?;
     store.commit(sealed, stable).await
 }
 

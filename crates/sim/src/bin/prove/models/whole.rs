@@ -5,11 +5,12 @@ use super::case::Model;
 use super::cob_log::{CobLog, Found};
 use super::ctg_log::{CtgLog, Key};
 use super::disk::{Cut, Disk, Error, Fault, Kind};
-use super::target::{CALL_TIME, Shape, Tally, Target, fid, get, on_virtual_time, put};
+use super::target::{CALL_TIME, Piece, Shape, Tally, Target, fid, get, on_virtual_time, put_all};
 use crate::run::Counts;
 use cobalt_base::{Fid, SessionId};
 use cobalt_reactor::{Ctx, JoinHandle};
-use cobalt_store::{CobAttrs, CtgOp, Limits, Store, StoreError, proof};
+use cobalt_store::tree::TreeId;
+use cobalt_store::{CobAttrs, CtgOp, Limits, Store, StoreError, TreeRow, proof};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
@@ -20,7 +21,7 @@ use std::time::Duration;
 
 /// Chunks that a cob of the model can have.
 const CHUNKS: u64 = 14;
-const CTG_KEYS: u16 = 220;
+pub const CTG_KEYS: u16 = 500;
 
 /// A cob: a session and a number in it, and whether its last incarnation or the one before, which was deleted or fenced.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +38,12 @@ pub enum Op {
         chunk: u64,
         len: usize,
         give_up_us: Option<u64>,
+    },
+    /// Two cobs in one transaction, from a chunk each.
+    Pair {
+        a: (Name, u64),
+        b: (Name, u64),
+        len: usize,
     },
     Read {
         cob: Name,
@@ -62,6 +69,12 @@ pub enum Op {
     Sum {
         key: u16,
         count: u16,
+    },
+    /// Puts so many keys from one on.
+    Fill {
+        key: u16,
+        count: u16,
+        len: usize,
     },
     /// Deletes up to so many keys from one on.
     Clear {
@@ -142,6 +155,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0..4u64).prop_map(|session| Op::Fence { session }),
         24 => (0..CTG_KEYS, 0..700usize).prop_map(|(key, len)| Op::Turn { key, len }),
         4 => (0..CTG_KEYS, 1..20u16).prop_map(|(key, count)| Op::Sum { key, count }),
+        1 => (0..CTG_KEYS, 1..120u16, 0..600usize).prop_map(|(key, count, len)| Op::Fill { key, count, len }),
         3 => (0..CTG_KEYS, 1..40u16).prop_map(|(key, count)| Op::Clear { key, count }),
         4 => (0..CTG_KEYS).prop_map(|key| Op::Get { key }),
         3 => (0..CTG_KEYS, 1..60u16).prop_map(|(key, count)| Op::Scan { key, count }),
@@ -193,23 +207,27 @@ impl Model for Whole {
     }
 
     fn play(seed: u64, ops: Vec<Op>) -> Counts {
-        on_virtual_time(seed, move |ctx| async move {
-            let tally = Tally::default();
-            let mut shape = Shape::small();
-            // Every third target has but the fewest nodes in memory.
-            if seed.is_multiple_of(3) {
-                shape.limits = Limits { node_cache: 4096, dirty_max: 16 << 10, ..shape.limits };
-            }
-            let target = Target::new(&ctx, seed, shape, &tally).await;
-            let mut world = World::new(ctx, target, &tally);
-            for op in ops {
-                tally.add("ops", 1);
-                world = world.act(op).await;
-            }
-            world.end().await;
-            tally.take()
-        })
+        play(seed, seed.is_multiple_of(3), 6, ops)
     }
+}
+
+/// Plays calls on a new target, so many at one time; with `few`, over a cache of the fewest nodes.
+pub fn play(seed: u64, few: bool, window: usize, ops: Vec<Op>) -> Counts {
+    on_virtual_time(seed, move |ctx| async move {
+        let tally = Tally::default();
+        let mut shape = Shape::small();
+        if few {
+            shape.limits = Limits { node_cache: 4096, dirty_max: 16 << 10, ..shape.limits };
+        }
+        let target = Target::new(&ctx, seed, shape, &tally).await;
+        let mut world = World { window, ..World::new(ctx, target, &tally) };
+        for op in ops {
+            tally.add("ops", 1);
+            world = world.act(op).await;
+        }
+        world.end().await;
+        tally.take()
+    })
 }
 
 /// Which incarnation the sessions and cobs of the model are in.
@@ -250,11 +268,17 @@ struct Faults {
     meta: Disk,
     data: Disk,
     before: RefCell<[[u64; 4]; 2]>,
+    broken_before: Cell<u64>,
 }
 
 impl Faults {
     fn forget(&self) {
         self.before.replace([self.meta.injected(), self.data.injected()]);
+        self.broken_before.set(self.data.broken_writes());
+    }
+
+    fn broken_writes(&self) -> u64 {
+        self.data.broken_writes() - self.broken_before.get()
     }
 
     fn so_far(&self) -> [[u64; 4]; 2] {
@@ -273,8 +297,6 @@ pub struct World {
     tasks: Vec<JoinHandle<()>>,
     /// Calls in flight at one time.
     window: usize,
-    /// The data device answers writes with a full host, and nothing else was injected.
-    only_host_full: bool,
     /// Failures on order outlive a crash.
     keep_faults: bool,
 }
@@ -295,8 +317,12 @@ fn ctg_key(key: u16) -> Key {
 
 impl World {
     fn new(ctx: Ctx, target: Target, tally: &Tally) -> World {
-        let faults =
-            Faults { meta: target.meta.clone(), data: target.data.clone(), before: RefCell::default() };
+        let faults = Faults {
+            meta: target.meta.clone(),
+            data: target.data.clone(),
+            before: RefCell::default(),
+            broken_before: Cell::new(0),
+        };
         let shared = Shared {
             ctx,
             store: target.store.clone(),
@@ -307,12 +333,12 @@ impl World {
             tally: tally.clone(),
             faults: Rc::new(faults),
         };
-        World { target, shared, tasks: Vec::new(), window: 6, only_host_full: true, keep_faults: false }
+        World { target, shared, tasks: Vec::new(), window: 6, keep_faults: false }
     }
 
     /// A world in which failures on order stay until the end.
     pub fn in_trouble(ctx: Ctx, target: Target, tally: &Tally) -> World {
-        World { keep_faults: true, only_host_full: false, window: 3, ..World::new(ctx, target, tally) }
+        World { keep_faults: true, window: 3, ..World::new(ctx, target, tally) }
     }
 
     pub async fn act(mut self, op: Op) -> World {
@@ -329,8 +355,6 @@ impl World {
             Op::Fault { on_meta, fault } => {
                 let disk = if on_meta { &self.target.meta } else { &self.target.data };
                 disk.fail(Some(fault));
-                self.only_host_full &=
-                    !on_meta && fault.kind == Kind::Write && fault.error == Error::HostFull;
             }
             Op::FillData => self.fill_data().await,
             Op::FillMeta => self.fill_meta().await,
@@ -357,7 +381,7 @@ impl World {
 
     async fn settle(&mut self) {
         self.join().await;
-        self.check_verdict();
+        self.check_verdict().await;
         if self.failed() {
             return;
         }
@@ -367,29 +391,52 @@ impl World {
         proof::order_refusal(None);
         self.target.settle().await;
         self.shared.ctx.sleep(Duration::from_secs(1)).await;
-        self.check_verdict();
+        self.check_verdict().await;
         if self.failed() {
             return;
         }
         self.look(self.target.store.ctg().applied().0).await;
+        self.check_chores().await;
         self.target.assert_clean("when all is quiet").await;
         self.shared.tally.add("settled", 1);
     }
 
-    /// Whether the target failed follows from what its devices did.
-    fn check_verdict(&self) {
-        let [meta, data] = self.shared.faults.so_far();
-        let failed = self.target.store.status().failed;
-        let must = meta[..3].iter().sum::<u64>() > 0 || data[Kind::Flush as usize] > 0;
-        assert!(
-            !must || failed.is_some(),
-            "meta {meta:?}, data {data:?}, and the target says that it is well"
-        );
-        if failed.is_some() {
-            let may = must || data[Kind::Write as usize] > 0;
-            assert!(may, "failed without a cause: {failed:?}");
-            assert!(!self.only_host_full || must, "a full host failed the target: {failed:?}");
+    /// No background work was forgotten: no dead cob is left, and no tombstone of a fenced session.
+    async fn check_chores(&self) {
+        let (rows, _) = self.target.store.rows(TreeId::Cob, &[], usize::MAX).await.expect("rows");
+        for row in rows {
+            match row {
+                TreeRow::Dead { fid, .. } => panic!("the dead cob {fid} is left"),
+                TreeRow::Tombstone { fid } => {
+                    assert!(!self.shared.cobs.is_fenced(fid.session), "the tombstone of {fid} is left");
+                }
+                _ => {}
+            }
         }
+    }
+
+    /// Whether the target failed follows from what its devices did.
+    async fn check_verdict(&self) {
+        let mut told = false;
+        // An operation that was failed a moment ago is still on its way to who waits for it.
+        for _ in 0..100 {
+            let [meta, data] = self.shared.faults.so_far();
+            // What a failed write or flush left is unknown. Data that the host had no room for are nowhere.
+            let broken = self.shared.faults.broken_writes() > 0 || data[Kind::Flush as usize] > 0;
+            let must = meta.iter().sum::<u64>() > 0 || broken;
+            let failed = self.target.store.status().failed;
+            assert!(must || failed.is_none(), "failed without a cause: {failed:?}, data {data:?}");
+            told = must == failed.is_some();
+            if told {
+                break;
+            }
+            self.shared.ctx.sleep(Duration::from_micros(100)).await;
+        }
+        assert!(
+            told,
+            "a device failed, and the target says that it is well: {:?}",
+            self.shared.faults.so_far()
+        );
     }
 
     /// Everything that there is, held against what was done.
@@ -445,15 +492,14 @@ impl World {
     async fn next_life(mut self) -> World {
         let injected: u64 = self.shared.faults.so_far().iter().flatten().sum();
         self.shared.tally.add("io_errors", injected);
-        let World { target, mut shared, keep_faults, .. } = self;
+        let World { target, mut shared, window, keep_faults, .. } = self;
         shared.faults.forget();
         let (target, refused) = target.start().await;
         if refused {
             shared.faults.forget();
         }
         shared.store = target.store.clone();
-        self =
-            World { target, shared, tasks: Vec::new(), window: 6, only_host_full: !keep_faults, keep_faults };
+        self = World { target, shared, tasks: Vec::new(), window, keep_faults };
         let durable = proof::recovered(&self.target.store).0;
         self.target.in_peace(self.look(durable)).await;
         self
@@ -463,7 +509,7 @@ impl World {
         self.join().await;
         let closed =
             self.shared.ctx.timeout(CALL_TIME, self.target.store.close()).await.expect("a close ends");
-        self.check_verdict();
+        self.check_verdict().await;
         assert!(closed.is_ok() || self.failed(), "{closed:?}");
         if closed.is_ok() && !self.failed() {
             self.shared.tally.add("closed", 1);
@@ -547,6 +593,9 @@ impl Shared {
                     let bytes = self.cobs.bytes(len);
                     let _ = self.write(name, chunk, bytes, give_up_us).await;
                 }
+                Op::Pair { a, b, len } => {
+                    let _ = self.pair((self.ages.fid(a.0), a.1), (self.ages.fid(b.0), b.1), len).await;
+                }
                 Op::Read { cob, chunk, chunks } => self.read(self.ages.fid(cob), chunk, chunks).await,
                 Op::Stat { cob } => match self.store.cob_stat(self.ages.fid(cob)).await {
                     Ok(_) => {}
@@ -562,6 +611,7 @@ impl Shared {
                 Op::Fence { session } => self.fence(session).await,
                 Op::Turn { key, len } => self.turn(key, len).await,
                 Op::Sum { key, count } => self.sum(key, count).await,
+                Op::Fill { key, count, len } => self.fill(key, count, len).await,
                 Op::Clear { key, count } => self.clear(key, count).await,
                 Op::Get { key } => self.get(key).await,
                 Op::Scan { key, count } => self.scan(key, count).await,
@@ -623,7 +673,8 @@ impl Shared {
         let attrs = attrs(fid);
         let size = u64::from(attrs.chunk_size);
         let call = self.cobs.write_begins(fid, size, chunk * size, bytes.clone());
-        let putting = put(&self.store, &self.arena, fid, attrs, chunk * size, &bytes);
+        let pieces = [Piece { fid, attrs, offset: chunk * size, bytes }];
+        let putting = put_all(&self.store, &self.arena, &pieces);
         let result = match give_up_us {
             None => putting.await,
             Some(us) => match self.ctx.timeout(Duration::from_micros(us), putting).await {
@@ -643,6 +694,34 @@ impl Shared {
             Err(error) => {
                 if !matches!(error, StoreError::Failed { .. }) {
                     self.cobs.refused(call, &error);
+                }
+                self.excuse(&error);
+                Err(error)
+            }
+        }
+    }
+
+    async fn pair(&self, a: (Fid, u64), b: (Fid, u64), len: usize) -> Result<(), StoreError> {
+        if a.0 == b.0 {
+            return Ok(());
+        }
+        let pieces = [a, b].map(|(fid, chunk)| {
+            let attrs = attrs(fid);
+            Piece { fid, attrs, offset: chunk * u64::from(attrs.chunk_size), bytes: self.cobs.bytes(len) }
+        });
+        let calls = pieces
+            .each_ref()
+            .map(|p| self.cobs.write_begins(p.fid, u64::from(p.attrs.chunk_size), p.offset, p.bytes.clone()));
+        match put_all(&self.store, &self.arena, &pieces).await {
+            Ok(committed) => {
+                calls.iter().for_each(|call| self.cobs.committed(*call, committed.lsn()));
+                self.tally.add("pairs", 1);
+                Ok(())
+            }
+            Err(error) => {
+                if !matches!(error, StoreError::Failed { .. }) {
+                    // The reason is that of one of them.
+                    calls.iter().for_each(|call| self.cobs.refused(*call, &StoreError::Busy));
                 }
                 self.excuse(&error);
                 Err(error)
@@ -767,6 +846,20 @@ impl Shared {
         let _ = result.await;
     }
 
+    async fn fill(&self, key: u16, count: u16, len: usize) {
+        let keys: Vec<u16> = (key..key.saturating_add(count).min(CTG_KEYS)).collect();
+        for keys in keys.chunks(4) {
+            let puts = keys.iter().map(|key| {
+                let (ctg, key) = ctg_key(*key);
+                CtgOp::Put { ctg, key, value: super::target::pattern(self.cobs.now(), len.min(600)) }
+            });
+            let puts: Vec<CtgOp> = puts.collect();
+            if self.change(move |_| Ok(puts.clone())).await.is_err() {
+                return;
+            }
+        }
+    }
+
     async fn clear(&self, key: u16, count: u16) {
         for ctg in [1, 2] {
             let result = self.change(move |view| {
@@ -789,7 +882,10 @@ impl Shared {
         let key = ctg_key(key);
         let since = self.store.ctg().applied();
         match self.store.ctg().get(key.0, &key.1).await {
-            Ok(value) => self.ctg.got(key, value, (since, self.store.ctg().applied())),
+            Ok(value) => {
+                self.ctg.got(key, value, (since, self.store.ctg().applied()));
+                self.tally.add("gets", 1);
+            }
             Err(error) => self.excuse(&error),
         }
     }
