@@ -8,7 +8,7 @@ use crate::history::{Book, Diligence, Reads, Wrong, create_bucket, judge, reader
 use cobalt_client::Handle;
 use cobalt_reactor::{Ctx, JoinHandle};
 use cobalt_rpc::proto::record::BucketRecord;
-use cobalt_store::{Finding, FindingKind};
+use cobalt_store::{Finding, FindingKind, FsckReport};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::cell::RefCell;
@@ -70,6 +70,7 @@ pub struct Sights {
     pub puts_failed: u64,
     pub reads: Reads,
     pub crashes: u64,
+    pub clients_died: u64,
     /// Targets that failed while they ran, and that did not open any more.
     pub failed: u64,
     pub verdicts: u64,
@@ -89,6 +90,7 @@ impl Sights {
         self.reads.failed += other.reads.failed;
         self.reads.damaged += other.reads.damaged;
         self.crashes += other.crashes;
+        self.clients_died += other.clients_died;
         self.failed += other.failed;
         self.verdicts += other.verdicts;
         self.lost += other.lost;
@@ -104,6 +106,7 @@ impl Sights {
             ("gets", self.reads.answered),
             ("gets_failed", self.reads.failed),
             ("crashes", self.crashes),
+            ("clients_died", self.clients_died),
             ("failed_targets", self.failed),
             ("verdicts", self.verdicts),
             ("lost_objects", self.lost),
@@ -215,9 +218,22 @@ struct Crowd {
     readers: Vec<JoinHandle<Wrong>>,
 }
 
+impl Crowd {
+    /// What the readers saw was right.
+    async fn stop_readers(self) -> Result<(), Wrong> {
+        for reader in self.readers {
+            if reader.is_finished() {
+                return Err(reader.await);
+            }
+            reader.abort();
+        }
+        Ok(())
+    }
+}
+
 impl Play {
     async fn all(&mut self) -> Result<(), Wrong> {
-        let handle = self.cluster.start_client();
+        let mut handle = self.cluster.start_client();
         let bucket = create_bucket(&self.ctx, &handle).await?;
         self.cluster.begin_faults();
         let book = Rc::new(RefCell::new(Book::default()));
@@ -229,8 +245,13 @@ impl Play {
                 self.strike().await?;
                 self.mend().await?;
             }
-            self.disperse(crowd).await?;
+            if self.rng.random_bool(0.5) {
+                handle = self.next_client(crowd).await?;
+            } else {
+                self.disperse(crowd).await?;
+            }
         }
+        self.look_at_counters()?;
         self.cluster.end_faults();
         self.mend().await?;
         let known = book.borrow().clone();
@@ -266,27 +287,34 @@ impl Play {
         crowd
     }
 
+    /// The client dies in the middle of everything, and another comes.
+    async fn next_client(&mut self, crowd: Crowd) -> Result<Handle, Wrong> {
+        crowd.writers.iter().for_each(JoinHandle::abort);
+        let readers = crowd.stop_readers().await;
+        self.sights.clients_died += 1;
+        readers.map(|()| self.cluster.start_client())
+    }
+
     /// Waits for the writers; their requests end in time. What the readers saw was right.
-    async fn disperse(&self, crowd: Crowd) -> Result<(), Wrong> {
-        for writer in crowd.writers {
+    async fn disperse(&self, mut crowd: Crowd) -> Result<(), Wrong> {
+        for writer in std::mem::take(&mut crowd.writers) {
             writer.await?;
         }
-        for reader in crowd.readers {
-            if reader.is_finished() {
-                return Err(reader.await);
-            }
-            reader.abort();
-        }
-        Ok(())
+        crowd.stop_readers().await
     }
 
     /// Takes the power from everybody, from one, or from nobody.
     async fn strike(&mut self) -> Result<(), Wrong> {
+        self.look_at_counters()?;
         match self.rng.random_range(0..4) {
             0 => {
                 self.cluster.cut_now();
                 self.cluster.kill_all();
                 self.sights.crashes += PROCESSES as u64;
+                // As the power left them, before anybody recovers them.
+                if self.rng.random_bool(0.5) {
+                    self.check().await?;
+                }
             }
             1 => {
                 let number = self.rng.random_range(0..PROCESSES);
@@ -294,6 +322,51 @@ impl Play {
                 self.sights.crashes += 1;
             }
             _ => {}
+        }
+        Ok(())
+    }
+
+    /// No reader of a disk that nothing struck got other bytes than were written.
+    fn look_at_counters(&self) -> Result<(), Wrong> {
+        for (number, process) in self.cluster.processes().iter().enumerate() {
+            let corrupt = process.store().map_or(0, |store| store.counters().corrupt_reads);
+            if process.faults().total() == 0 && corrupt > 0 {
+                return Err(Wrong(format!(
+                    "{corrupt} reads of target {number}, which nothing struck, were corrupt"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// What is not hurt is whole, while nothing runs.
+    async fn check(&self) -> Result<(), Wrong> {
+        for (number, process) in self.cluster.processes().iter().enumerate() {
+            // Faults go on while it is checked: what it may not read it finds unreadable.
+            let mut report = process.fsck().await;
+            for _ in 0..STARTS {
+                if self.cluster.disk(number, Part::Meta).faults().total() == 0
+                    || report.as_ref().is_ok_and(FsckReport::is_sound)
+                {
+                    break;
+                }
+                report = process.fsck().await;
+            }
+            if self.cluster.disk(number, Part::Meta).faults().hurts() > 0 {
+                continue;
+            }
+            let report = report.map_err(|e| Wrong(format!("fsck of target {number}: {e}")))?;
+            let data = self.cluster.disk(number, Part::Data).faults();
+            let hurt = data.hurts() + data.get(Fault::MisdirectedRead) > 0;
+            let unreadable = data.total() > 0;
+            let unlike = |f: &&Finding| match f.kind {
+                FindingKind::Data => !hurt,
+                FindingKind::DataUnreadable => !unreadable,
+                kind => kind.is_fatal(),
+            };
+            if let Some(finding) = report.findings.iter().find(unlike) {
+                return Err(Wrong(format!("fsck of target {number}: {finding:?}")));
+            }
         }
         Ok(())
     }
@@ -339,18 +412,7 @@ impl Play {
     /// Everything starts anew; what is not hurt is whole, and holds what is named and no more.
     async fn reckon(&mut self, book: &Book, may_be_damaged: bool) -> Result<(), Wrong> {
         self.cluster.kill_all();
-        for (number, process) in self.cluster.processes().iter().enumerate() {
-            if number == self.victim && self.kind.hurts_meta() {
-                continue;
-            }
-            let report = process.fsck().await.map_err(|e| Wrong(format!("fsck of target {number}: {e}")))?;
-            let struck = self.cluster.disk(number, Part::Data).faults().total() > 0;
-            let data = [FindingKind::Data, FindingKind::DataUnreadable];
-            let unlike = |f: &&Finding| f.is_fatal() && !(struck && data.contains(&f.kind));
-            if let Some(finding) = report.findings.iter().find(unlike) {
-                return Err(Wrong(format!("fsck of target {number}: {finding:?}")));
-            }
-        }
+        self.check().await?;
         self.mend().await?;
         let except: &[usize] = if self.kind.hurts_meta() { &[self.victim] } else { &[] };
         // A target that is down holds the collector up: what nothing names cannot be told then.

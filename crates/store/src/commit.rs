@@ -195,14 +195,10 @@ impl Core {
         }
         let wrote = group.count > 0;
         if planted(Canary::FreeBeforeDurable) {
-            group
-                .members
-                .iter_mut()
-                .for_each(|m| self.release_blocks(self.balloc.free(take(&mut m.fx.freed))));
-        }
-        if planted(Canary::RefusalBeforeDurable) {
-            let refused = group.members.iter_mut().filter(|m| m.result.is_err());
-            refused.for_each(|m| m.work.answer(m.result.clone()));
+            for member in group.members.iter_mut().filter(|m| m.result.is_ok()) {
+                member.work.reservations.iter().for_each(|r| r.consume());
+                self.release_blocks(self.balloc.free(take(&mut member.fx.freed)));
+            }
         }
         if wrote && let Err(error) = self.make_durable(&group).await {
             for member in &mut group.members {
@@ -231,6 +227,9 @@ impl Core {
             let lsn = Lsn(group.first + u64::from(group.count));
             match self.judge(group, &work, lsn).await? {
                 Judged::Nothing(fx) => {
+                    if planted(Canary::RefusalBeforeDurable) {
+                        work.answer(Ok(Lsn(lsn.0 - 1)));
+                    }
                     group.members.push(Member { work, result: Ok(Lsn(lsn.0 - 1)), fx });
                 }
                 Judged::Wants(fx) => {
@@ -249,6 +248,9 @@ impl Core {
                     self.parked.borrow_mut().push_back(work);
                 }
                 Judged::Refused(error) => {
+                    if planted(Canary::RefusalBeforeDurable) {
+                        work.answer(Err(error.clone()));
+                    }
                     group.members.push(Member { work, result: Err(error), fx: Effects::default() });
                 }
                 Judged::Later => {

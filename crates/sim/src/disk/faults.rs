@@ -52,6 +52,15 @@ impl Fault {
         Fault::Death,
     ];
 
+    /// Whether bytes that were written, and durable, may not be there afterwards.
+    pub fn hurts(self) -> bool {
+        match self {
+            Fault::MisdirectedWrite | Fault::LostWrite | Fault::Rot | Fault::MediumError => true,
+            Fault::MisdirectedRead | Fault::ReadError | Fault::WriteError | Fault::FlushError => false,
+            Fault::Hang | Fault::Death => false,
+        }
+    }
+
     /// Its name in counts.
     pub fn name(self) -> &'static str {
         match self {
@@ -130,6 +139,11 @@ impl FaultCounts {
     /// Of all kinds.
     pub fn total(&self) -> u64 {
         self.0.iter().sum()
+    }
+
+    /// Of those that hurt what was durable.
+    pub fn hurts(&self) -> u64 {
+        Fault::ALL.into_iter().filter(|fault| fault.hurts()).map(|fault| self.get(fault)).sum()
     }
 
     /// Adds another's.

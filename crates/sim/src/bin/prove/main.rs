@@ -4,6 +4,7 @@
 //! failed, how to run just that again, and ends with 1. Everything a run does follows from its seed.
 
 mod ageing;
+mod canaries;
 mod corrupt;
 mod crash;
 mod fuzz;
@@ -29,6 +30,8 @@ enum Layer {
     Recovery,
     /// The cluster on disks that go wrong
     Sim,
+    /// Planted mistakes, each of which the other layers must find
+    Canaries,
     /// A target worked to 95 % full and back, thousands of times
     Ageing,
     /// Every state that a crash may leave
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Layer::Nth => nth::run(&options.run),
         Layer::Recovery => recovery::run(&options.run),
         Layer::Sim => sim::run(&options.run),
+        Layer::Canaries => canaries::run(&options.run),
         Layer::Ageing => ageing::run(&options.run),
         Layer::Crash => crash::run(&options.run),
         Layer::Corrupt => corrupt::run(&options.run),

@@ -1,0 +1,195 @@
+//! Canaries (layer 10): mistakes that the store could make are planted one by one, and the layers must find each. A
+//! canary runs in a process of its own, this program again with `--canary`: what it breaks may also be an assertion, which
+//! ends a process. Then the layers run as far as they came without any canary, and must find nothing: what always
+//! fails has caught nobody.
+
+use crate::run::{Counts, Failure, Run};
+use cobalt_base::canary::Canary;
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// Longest time of one process.
+const TIME_MAX: Duration = Duration::from_secs(90);
+/// Longest text of what was found, in a line.
+const WHAT_MAX: usize = 160;
+
+/// A layer that should find a mistake, and how much of it at most.
+#[derive(Clone, Copy, Debug)]
+struct Trap {
+    layer: &'static str,
+    count: u64,
+}
+
+const CRASH: Trap = Trap { layer: "crash", count: 30_000 };
+const SIM: Trap = Trap { layer: "sim", count: 60 };
+
+/// Where each should be caught. The layers are tried in turn.
+fn traps(canary: Canary) -> &'static [Trap] {
+    match canary {
+        Canary::ReplyBeforeFlush
+        | Canary::NoFlush
+        | Canary::FreeBeforeDurable
+        | Canary::SuperblockBeforeNodes
+        | Canary::NoDurableLsn
+        | Canary::ApplyBeforeDurable
+        | Canary::ConditionOnApplied
+        | Canary::ReuseBeforeNamed
+        | Canary::NoFlushAtRecovery
+        | Canary::CommitBeforeData
+        | Canary::NoTombstone
+        | Canary::RefusalBeforeDurable => &[CRASH, SIM],
+        Canary::ReadUnchecked | Canary::NoParentChecksum => &[SIM, CRASH],
+        Canary::ReuseUnderRead | Canary::ReuseUnderWrite => &[CRASH, SIM],
+        Canary::CollectorWithoutFence
+        | Canary::SeedOrder
+        | Canary::FlushRetried
+        | Canary::SweepWithoutFence => &[SIM],
+    }
+}
+
+/// What a process came to.
+enum End {
+    /// It found nothing.
+    Clean,
+    /// It found something after so many states.
+    Caught { after: u64, what: String },
+    /// Neither can be said.
+    Broken(String),
+}
+
+/// The layer.
+///
+/// # Errors
+/// A canary that nobody caught, or a layer that finds something where nothing is planted.
+pub fn run(run: &Run) -> Result<Counts, Failure> {
+    let all = match &run.case {
+        None => Canary::ALL.to_vec(),
+        Some(name) => vec![name.parse().map_err(|what| Failure { case: name.clone(), what })?],
+    };
+    let caught = side_by_side(run, &all, |canary| hunt(run, *canary));
+    // How far each layer came at most.
+    let mut reached: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut counts = Counts::default();
+    let mut failure = None;
+    for (canary, outcome) in all.iter().zip(caught) {
+        match outcome {
+            Ok((layer, after, what)) => {
+                println!("canary {canary:?}: caught by {layer} after {after} states: {what}");
+                let most = reached.entry(layer).or_default();
+                *most = after.max(*most);
+                counts.add("caught", 1);
+                counts.add("states", after);
+            }
+            Err(what) => {
+                println!("canary {canary:?}: SURVIVED: {what}");
+                failure = failure.or(Some(Failure { case: format!("{canary:?}"), what }));
+            }
+        }
+    }
+    let clean: Vec<(&str, u64)> = reached.into_iter().collect();
+    let ends =
+        side_by_side(run, &clean, |(layer, most)| end(run, Trap { layer, count: (*most).max(1) }, None));
+    for ((layer, most), end) in clean.iter().zip(ends) {
+        match end {
+            End::Clean => counts.add("clean_states", *most),
+            End::Caught { what, .. } | End::Broken(what) => {
+                let what = format!("{layer} finds something where nothing is planted: {what}");
+                failure = failure.or(Some(Failure { case: String::new(), what }));
+            }
+        }
+    }
+    failure.map_or(Ok(counts), Err)
+}
+
+/// Runs `work` on each, `threads` at a time. The outcomes in order.
+fn side_by_side<T: Sync, R: Send>(run: &Run, all: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let next = AtomicUsize::new(0);
+    let worker = || {
+        let mut done = Vec::new();
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some(item) = all.get(number) else { return done };
+            done.push((number, work(item)));
+        }
+    };
+    // They wait for processes, and share nothing but what is next.
+    let mut done: Vec<(usize, R)> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..run.threads.max(1)).map(|_| scope.spawn(worker)).collect();
+        threads.into_iter().flat_map(|t| t.join().expect("a panic ends the program")).collect()
+    });
+    done.sort_by_key(|(number, _)| *number);
+    done.into_iter().map(|(_, outcome)| outcome).collect()
+}
+
+/// Sets the traps for a canary, one after the other. Which layer caught it, after how many states, and what it saw.
+fn hunt(run: &Run, canary: Canary) -> Result<(&'static str, u64, String), String> {
+    let mut missed = Vec::new();
+    for trap in traps(canary) {
+        match end(run, *trap, Some(canary)) {
+            End::Caught { after, what } => return Ok((trap.layer, after, what)),
+            End::Clean => missed.push(format!("{} found nothing in {} states", trap.layer, trap.count)),
+            End::Broken(why) => missed.push(format!("{}: {why}", trap.layer)),
+        }
+    }
+    Err(missed.join("; "))
+}
+
+/// Runs one layer in a process of its own.
+fn end(run: &Run, trap: Trap, canary: Option<Canary>) -> End {
+    let Ok(program) = std::env::current_exe() else { return End::Broken("this program is gone".into()) };
+    let mut command = Command::new(program);
+    command.args([trap.layer, "--threads", "1", "--seed", &run.seed.to_string()]);
+    command.args(["--count", &trap.count.to_string()]);
+    command.args(canary.map(|canary| format!("--canary={canary:?}")));
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+    let (success, text) = match child.map_err(|e| e.to_string()).and_then(outcome) {
+        Ok(outcome) => outcome,
+        Err(why) => return End::Broken(why),
+    };
+    if run.verbose {
+        println!("{command:?}\n{text}");
+    }
+    if success {
+        return End::Clean;
+    }
+    let verdict = format!("prove {}: FAILED after=", trap.layer);
+    let lines: Vec<&str> = text.lines().collect();
+    let Some(at) = lines.iter().position(|line| line.starts_with(&verdict)) else {
+        return End::Broken(format!("it ends without a verdict: {}", shortened(lines.last().unwrap_or(&""))));
+    };
+    let after = lines[at][verdict.len()..].split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0);
+    let what = lines.get(at.wrapping_sub(1)).copied().unwrap_or_default();
+    End::Caught { after, what: shortened(what) }
+}
+
+/// Waits for a process; what it printed.
+#[expect(clippy::disallowed_methods, reason = "a process that does not end has no virtual time")]
+fn outcome(mut child: Child) -> Result<(bool, String), String> {
+    let start = Instant::now();
+    let mut pipe = child.stdout.take().ok_or("it has no output")?;
+    // It prints little until it ends: nothing fills the pipe.
+    let status = loop {
+        match child.try_wait().map_err(|e| e.to_string())? {
+            Some(status) => break status,
+            None if start.elapsed() > TIME_MAX => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(format!("it does not end within {} s", TIME_MAX.as_secs()));
+            }
+            None => std::thread::sleep(Duration::from_millis(5)),
+        }
+    };
+    let mut text = String::new();
+    pipe.read_to_string(&mut text).map_err(|e| e.to_string())?;
+    Ok((status.success(), text))
+}
+
+fn shortened(what: &str) -> String {
+    match what.char_indices().nth(WHAT_MAX) {
+        Some((end, _)) => format!("{}...", &what[..end]),
+        None => what.to_owned(),
+    }
+}
