@@ -239,6 +239,8 @@ impl Book {
 #[derive(Clone, Copy, Debug)]
 pub struct Diligence {
     pub rounds: u64,
+    /// Longest pause between two versions.
+    pub pause: Duration,
     /// Pause before the next try after a PUT that failed; without it, the first one ends the writer.
     pub persist: Option<Duration>,
 }
@@ -258,6 +260,9 @@ pub async fn writer(
 ) -> Result<(), Wrong> {
     let mut rng = StdRng::seed_from_u64(seed);
     for _ in 0..diligence.rounds {
+        if !diligence.pause.is_zero() {
+            ctx.sleep(diligence.pause.mul_f64(rng.random())).await;
+        }
         let size = SIZES[rng.random_range(0..SIZES.len())];
         let version = book.borrow_mut().begin(&key, size);
         let bytes = content(version, size);

@@ -20,7 +20,7 @@ const KEYS: usize = 4;
 const READERS: u64 = 2;
 /// Versions that each writer writes in a round.
 const VERSIONS: u64 = 12;
-/// Pause of a writer after a PUT that failed, and of a reader between two GETs.
+/// Pause of a writer after a PUT that failed, its longest between two others, and that of a reader between two GETs.
 const WRITER_PAUSE: Duration = Duration::from_millis(300);
 const READER_PAUSE: Duration = Duration::from_millis(40);
 /// Starts of a process that are tried before it counts as down for good.
@@ -241,7 +241,7 @@ impl Play {
         for _ in 0..2 {
             let crowd = self.crowd(&handle, &bucket, &book, &reads);
             for _ in 0..self.rng.random_range(1..4) {
-                self.ctx.sleep(Duration::from_millis(self.rng.random_range(20..1_500))).await;
+                self.ctx.sleep(Duration::from_millis(self.rng.random_range(20..800))).await;
                 self.strike().await?;
                 self.mend().await?;
             }
@@ -271,7 +271,7 @@ impl Play {
         reads: &Rc<RefCell<Reads>>,
     ) -> Crowd {
         let keys: Vec<String> = (0..KEYS).map(|key| format!("k{key}")).collect();
-        let diligence = Diligence { rounds: VERSIONS, persist: Some(WRITER_PAUSE) };
+        let diligence = Diligence { rounds: VERSIONS, pause: WRITER_PAUSE, persist: Some(WRITER_PAUSE) };
         let (ctx, rng) = (&self.ctx, &mut self.rng);
         let mut crowd = Crowd { writers: Vec::new(), readers: Vec::new() };
         for key in &keys {
@@ -289,6 +289,13 @@ impl Play {
 
     /// The client dies in the middle of everything, and another comes.
     async fn next_client(&mut self, crowd: Crowd) -> Result<Handle, Wrong> {
+        if self.kind == Kind::Hang {
+            // What it began is under way for a long time yet: its session is fenced and swept meanwhile.
+            let part = if self.rng.random_bool(0.7) { Part::Meta } else { Part::Data };
+            let time = Duration::from_millis(self.rng.random_range(500..4_000));
+            self.cluster.disk(self.rng.random_range(1..PROCESSES), part).hang(&self.ctx, time);
+            self.ctx.sleep(Duration::from_millis(self.rng.random_range(1..400))).await;
+        }
         crowd.writers.iter().for_each(JoinHandle::abort);
         let readers = crowd.stop_readers().await;
         self.sights.clients_died += 1;

@@ -17,7 +17,7 @@ const KEYS: usize = 4;
 
 /// A writer that writes so many versions, and stops at the first that fails.
 fn until_failure(rounds: u64) -> Diligence {
-    Diligence { rounds, persist: None }
+    Diligence { rounds, pause: Duration::ZERO, persist: None }
 }
 
 /// What a run saw, so that a test of nothing shows.

@@ -28,7 +28,7 @@ pub(super) struct Platter {
     durable: RefCell<BTreeMap<u64, Box<[u8; BLOCK]>>>,
     /// Blocks that cannot be read.
     spoilt: RefCell<BTreeSet<u64>>,
-    /// Writes that no flush has covered yet, in the order of their submission.
+    /// Writes that no flush has covered yet: complete ones in the order of their completion.
     cache: RefCell<Vec<Held>>,
     next: Cell<u64>,
     /// Mounts that still reach the disk carry this number.
@@ -190,9 +190,12 @@ impl Platter {
         self.cache.borrow().iter().any(|held| held.id == id)
     }
 
+    /// A write is complete: of those that overlap, the one that completes last is the last.
     pub fn complete(&self, id: u64) {
-        if let Some(held) = self.cache.borrow_mut().iter_mut().find(|held| held.id == id) {
-            held.complete = true;
+        let mut cache = self.cache.borrow_mut();
+        if let Some(at) = cache.iter().position(|held| held.id == id) {
+            let held = cache.remove(at);
+            cache.push(Held { complete: true, ..held });
         }
     }
 
@@ -233,7 +236,7 @@ impl Platter {
         }
     }
 
-    /// Makes the writes in `ids` durable, in the order of their submission.
+    /// Makes the writes in `ids` durable, in the order of their completion.
     pub fn flush(&self, ids: &[u64]) {
         let (flushed, kept) =
             self.cache.take().into_iter().partition::<Vec<_>, _>(|held| ids.contains(&held.id));
@@ -257,10 +260,10 @@ impl Platter {
             match cache.iter().find(|held| held.id == id) {
                 None => Vec::new(),
                 Some(own) => {
-                    let below = |held: &&Held| {
-                        held.id <= id && held.complete && held.offset < own.end() && own.offset < held.end()
-                    };
-                    cache.iter().filter(below).map(|held| held.id).collect()
+                    let below =
+                        |held: &&Held| held.complete && held.offset < own.end() && own.offset < held.end();
+                    let until = cache.iter().position(|held| held.id == id).map_or(0, |at| at + 1);
+                    cache.iter().take(until).filter(below).map(|held| held.id).collect()
                 }
             }
         };

@@ -5,7 +5,6 @@
 
 use crate::run::{Counts, Failure, Run};
 use cobalt_base::canary::Canary;
-use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,11 +19,26 @@ const WHAT_MAX: usize = 160;
 #[derive(Clone, Copy, Debug)]
 struct Trap {
     layer: &'static str,
-    count: u64,
+    limit: Limit,
 }
 
-const CRASH: Trap = Trap { layer: "crash", count: 30_000 };
-const SIM: Trap = Trap { layer: "sim", count: 60 };
+#[derive(Clone, Copy, Debug)]
+enum Limit {
+    /// So many states.
+    States(u64),
+    /// So many of the layer's own units, in all.
+    Count(u64),
+    /// This part of it.
+    Case(&'static str),
+    All,
+}
+
+const CRASH: Trap = Trap { layer: "crash", limit: Limit::States(20_000) };
+const SIM: Trap = Trap { layer: "sim", limit: Limit::States(60) };
+const MODELS: Trap = Trap { layer: "models", limit: Limit::Count(10) };
+const RECOVERY: Trap = Trap { layer: "recovery", limit: Limit::All };
+const OLD_NODES: Trap = Trap { layer: "corrupt", limit: Limit::Case("node_old:busy") };
+const OLD_DATA: Trap = Trap { layer: "corrupt", limit: Limit::Case("data_old:busy") };
 
 /// Where each should be caught. The layers are tried in turn.
 fn traps(canary: Canary) -> &'static [Trap] {
@@ -33,7 +47,6 @@ fn traps(canary: Canary) -> &'static [Trap] {
         | Canary::NoFlush
         | Canary::FreeBeforeDurable
         | Canary::SuperblockBeforeNodes
-        | Canary::NoDurableLsn
         | Canary::ApplyBeforeDurable
         | Canary::ConditionOnApplied
         | Canary::ReuseBeforeNamed
@@ -41,8 +54,13 @@ fn traps(canary: Canary) -> &'static [Trap] {
         | Canary::CommitBeforeData
         | Canary::NoTombstone
         | Canary::RefusalBeforeDurable => &[CRASH, SIM],
-        Canary::ReadUnchecked | Canary::NoParentChecksum => &[SIM, CRASH],
-        Canary::ReuseUnderRead | Canary::ReuseUnderWrite => &[CRASH, SIM],
+        // A record in the middle that rots is no torn tail.
+        Canary::NoDurableLsn => &[RECOVERY],
+        // An older version of a node, and of a data block, is put back.
+        Canary::NoParentChecksum => &[OLD_NODES],
+        Canary::ReadUnchecked => &[OLD_DATA],
+        Canary::ReuseUnderRead => &[CRASH, MODELS],
+        Canary::ReuseUnderWrite => &[MODELS, SIM],
         Canary::CollectorWithoutFence
         | Canary::SeedOrder
         | Canary::FlushRetried
@@ -70,18 +88,17 @@ pub fn run(run: &Run) -> Result<Counts, Failure> {
         Some(name) => vec![name.parse().map_err(|what| Failure { case: name.clone(), what })?],
     };
     let caught = side_by_side(run, &all, |canary| hunt(run, *canary));
-    // How far each layer came at most.
-    let mut reached: BTreeMap<&str, u64> = BTreeMap::new();
     let mut counts = Counts::default();
     let mut failure = None;
+    // What is run again without a canary: each layer as far as it came at most.
+    let mut clean: Vec<Trap> = Vec::new();
     for (canary, outcome) in all.iter().zip(caught) {
         match outcome {
-            Ok((layer, after, what)) => {
-                println!("canary {canary:?}: caught by {layer} after {after} states: {what}");
-                let most = reached.entry(layer).or_default();
-                *most = after.max(*most);
+            Ok((trap, after, what)) => {
+                println!("canary {canary:?}: caught by {} after {after} states: {what}", trap.layer);
                 counts.add("caught", 1);
                 counts.add("states", after);
+                as_far_as(&mut clean, trap, after);
             }
             Err(what) => {
                 println!("canary {canary:?}: SURVIVED: {what}");
@@ -89,19 +106,32 @@ pub fn run(run: &Run) -> Result<Counts, Failure> {
             }
         }
     }
-    let clean: Vec<(&str, u64)> = reached.into_iter().collect();
-    let ends =
-        side_by_side(run, &clean, |(layer, most)| end(run, Trap { layer, count: (*most).max(1) }, None));
-    for ((layer, most), end) in clean.iter().zip(ends) {
+    let ends = side_by_side(run, &clean, |trap| end(run, *trap, None));
+    for (trap, end) in clean.iter().zip(ends) {
         match end {
-            End::Clean => counts.add("clean_states", *most),
+            End::Clean => counts.add("clean_runs", 1),
             End::Caught { what, .. } | End::Broken(what) => {
-                let what = format!("{layer} finds something where nothing is planted: {what}");
+                let what = format!("{} finds something where nothing is planted: {what}", trap.layer);
                 failure = failure.or(Some(Failure { case: String::new(), what }));
             }
         }
     }
     failure.map_or(Ok(counts), Err)
+}
+
+/// Adds a run that goes at least as far as `after` states.
+fn as_far_as(clean: &mut Vec<Trap>, trap: Trap, after: u64) {
+    let Limit::States(_) = trap.limit else {
+        clean.push(trap);
+        return;
+    };
+    for known in clean.iter_mut().filter(|known| known.layer == trap.layer) {
+        if let Limit::States(most) = &mut known.limit {
+            *most = after.max(*most);
+            return;
+        }
+    }
+    clean.push(Trap { limit: Limit::States(after.max(1)), ..trap });
 }
 
 /// Runs `work` on each, `threads` at a time. The outcomes in order.
@@ -124,13 +154,13 @@ fn side_by_side<T: Sync, R: Send>(run: &Run, all: &[T], work: impl Fn(&T) -> R +
     done.into_iter().map(|(_, outcome)| outcome).collect()
 }
 
-/// Sets the traps for a canary, one after the other. Which layer caught it, after how many states, and what it saw.
-fn hunt(run: &Run, canary: Canary) -> Result<(&'static str, u64, String), String> {
+/// Sets the traps for a canary, one after the other. Which trap caught it, after how many states, and what it saw.
+fn hunt(run: &Run, canary: Canary) -> Result<(Trap, u64, String), String> {
     let mut missed = Vec::new();
     for trap in traps(canary) {
         match end(run, *trap, Some(canary)) {
-            End::Caught { after, what } => return Ok((trap.layer, after, what)),
-            End::Clean => missed.push(format!("{} found nothing in {} states", trap.layer, trap.count)),
+            End::Caught { after, what } => return Ok((*trap, after, what)),
+            End::Clean => missed.push(format!("{} found nothing in {:?}", trap.layer, trap.limit)),
             End::Broken(why) => missed.push(format!("{}: {why}", trap.layer)),
         }
     }
@@ -142,7 +172,11 @@ fn end(run: &Run, trap: Trap, canary: Option<Canary>) -> End {
     let Ok(program) = std::env::current_exe() else { return End::Broken("this program is gone".into()) };
     let mut command = Command::new(program);
     command.args([trap.layer, "--threads", "1", "--seed", &run.seed.to_string()]);
-    command.args(["--count", &trap.count.to_string()]);
+    match trap.limit {
+        Limit::States(n) | Limit::Count(n) => drop(command.args(["--count", &n.to_string()])),
+        Limit::Case(case) => drop(command.args(["--first", "--case", case])),
+        Limit::All => {}
+    }
     command.args(canary.map(|canary| format!("--canary={canary:?}")));
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
     let (success, text) = match child.map_err(|e| e.to_string()).and_then(outcome) {
@@ -161,7 +195,7 @@ fn end(run: &Run, trap: Trap, canary: Option<Canary>) -> End {
         return End::Broken(format!("it ends without a verdict: {}", shortened(lines.last().unwrap_or(&""))));
     };
     let after = lines[at][verdict.len()..].split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0);
-    let what = lines.get(at.wrapping_sub(1)).copied().unwrap_or_default();
+    let what = lines[..at].iter().find(|line| !line.trim().is_empty()).copied().unwrap_or_default();
     End::Caught { after, what: shortened(what) }
 }
 

@@ -21,6 +21,9 @@ pub struct Run {
     /// Runs this case alone, as a failure names it
     #[arg(long)]
     pub case: Option<String>,
+    /// Ends at the first failure, where a layer would look for more of them
+    #[arg(long)]
+    pub first: bool,
     /// Says more on standard error: what `RUST_LOG` asks for
     #[arg(long, short)]
     pub verbose: bool,

@@ -46,7 +46,7 @@ pub fn run(run: &Run) -> Result<Counts, Failure> {
     let parts: Vec<(Vec<Tally>, Vec<Failure>)> = std::thread::scope(|scope| {
         let work = (0..threads).map(|thread| {
             let (subjects, classes) = (subjects.clone(), classes.clone());
-            let share = Share { subjects, classes, thread, threads, wanted };
+            let share = Share { subjects, classes, thread, threads, wanted, first: run.first };
             scope.spawn(move || share.work(run.seed))
         });
         let work: Vec<_> = work.collect();
@@ -124,6 +124,8 @@ struct Share {
     thread: usize,
     threads: usize,
     wanted: Option<(usize, Option<u64>)>,
+    /// Ends at the first failure.
+    first: bool,
 }
 
 impl Share {
@@ -158,6 +160,9 @@ impl Share {
                 self.wanted.is_none_or(|(class, case)| class == at && case.is_none_or(|case| case == *i))
             };
             for i in mine.filter(wanted) {
+                if self.first && !failures.is_empty() {
+                    return Ok(());
+                }
                 let alone = self.wanted.is_some_and(|(_, case)| case.is_some());
                 run::working_on(format!("{}:{}:{i}", class.name, class.of));
                 run::saw(1);
