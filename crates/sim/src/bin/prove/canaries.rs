@@ -195,7 +195,10 @@ fn end(run: &Run, trap: Trap, canary: Option<Canary>) -> End {
         return End::Broken(format!("it ends without a verdict: {}", shortened(lines.last().unwrap_or(&""))));
     };
     let after = lines[at][verdict.len()..].split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0);
-    let what = lines[..at].iter().find(|line| !line.trim().is_empty()).copied().unwrap_or_default();
+    // Where many failed, the first of them; else what was said first.
+    let told = || lines[..at].iter().filter(|line| !line.trim().is_empty());
+    let what = told().find(|line| line.contains("the first: ")).or_else(|| told().next());
+    let what = what.copied().unwrap_or_default();
     End::Caught { after, what: shortened(what) }
 }
 

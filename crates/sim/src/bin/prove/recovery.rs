@@ -9,7 +9,7 @@ mod history;
 mod parts;
 mod rule;
 
-use crate::run::{Counts, Failure, Run};
+use crate::run::{Counts, Failure, Run, saw};
 use cobalt_dma::{Arena, ArenaConfig};
 use cobalt_reactor::{Ctx, Reactor};
 use cobalt_store::proof::{Judged, judged};
@@ -111,6 +111,7 @@ async fn work(
                     if seen.combinations == limit {
                         return Ok(seen);
                     }
+                    saw(1);
                     check(ctx, &arena, &history, &case, &mut seen).await.map_err(|what| Failure {
                         case: case.to_string(),
                         what: format!("{case}: {what}"),
