@@ -60,7 +60,7 @@ fn traps(canary: Canary) -> &'static [Trap] {
         Canary::NoParentChecksum => &[OLD_NODES],
         Canary::ReadUnchecked => &[OLD_DATA],
         Canary::ReuseUnderRead => &[CRASH, MODELS],
-        Canary::ReuseUnderWrite => &[MODELS, SIM],
+        Canary::ReuseUnderWrite => &[MODELS, SIM, CRASH],
         Canary::CollectorWithoutFence
         | Canary::SeedOrder
         | Canary::FlushRetried

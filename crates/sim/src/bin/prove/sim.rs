@@ -5,7 +5,7 @@ use cobalt_sim::scenario::{self, Kind, Sights};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Runs of one pass.
-const RUNS: u64 = 120;
+const RUNS: u64 = 72;
 /// Events of one seed that two runs of it must agree on, at least: less is not much of a history.
 const EVENTS_MIN: u64 = 100;
 
