@@ -289,7 +289,9 @@ impl History {
         raises.extend(self.commits.iter().map(|c| (c.when.done, c.lsn)));
         for Sight { when, seen } in &self.seen {
             let least = told.at(when.begun);
-            let begun = |lsn| self.commits.iter().all(|c| c.lsn != lsn || c.when.begun < when.answered);
+            // A condition that wanted nothing has the lsn of the change before it.
+            let changes = || self.commits.iter().filter(|c| c.change.is_some());
+            let begun = |lsn| changes().all(|c| c.lsn != lsn || c.when.begun < when.answered);
             let later = lineage.states.iter().filter(|(lsn, _)| *lsn > least && begun(*lsn));
             let mut all = std::iter::once((least, lineage.at(least))).chain(later.map(|(lsn, s)| (*lsn, s)));
             let Some((lsn, _)) = all.find(|(_, state)| seen.fits(state)) else {
