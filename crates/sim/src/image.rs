@@ -35,12 +35,21 @@ pub type History = BTreeMap<u64, Vec<Vec<u8>>>;
 impl ImageDisk {
     /// A device that holds `base`, whole blocks.
     pub fn new(base: Arc<Vec<u8>>) -> ImageDisk {
+        ImageDisk::build(base, false)
+    }
+
+    /// One that says it has a volatile cache, for a store to treat it so.
+    pub fn volatile(base: Arc<Vec<u8>>) -> ImageDisk {
+        ImageDisk::build(base, true)
+    }
+
+    fn build(base: Arc<Vec<u8>>, volatile_cache: bool) -> ImageDisk {
         assert!(base.len().is_multiple_of(BLOCK), "an image is whole blocks");
         let identify = Identify {
             backend: "image".into(),
             size: base.len() as u64,
             block_size: 4096,
-            volatile_cache: false,
+            volatile_cache,
             atomic_write: 4096,
             depth: 64,
             transfer_max: 1 << 20,

@@ -67,6 +67,8 @@ pub struct Populated {
     pub busy: Moment,
     /// The same target some time later: an empty record follows the last group.
     pub quiet: Moment,
+    /// Later, on devices with a volatile cache: small writes whose data are in their records, and not on their blocks.
+    pub inline: Moment,
     pub meta_history: History,
     pub data_history: History,
 }
@@ -128,7 +130,8 @@ pub async fn populate(ctx: &Ctx) -> Populated {
     work.store = open(&scope.ctx()).await.expect("a closed target");
     let (busy, quiet) = work.last_hours(&moment).await;
     scope.kill();
-    Populated { closed, busy, quiet, meta_history: meta.history(), data_history: data.history() }
+    let inline = work.inline(&quiet).await;
+    Populated { closed, busy, quiet, inline, meta_history: meta.history(), data_history: data.history() }
 }
 
 /// The fids of a session.
@@ -279,6 +282,28 @@ impl Work {
         self.entry(2, b"later".to_vec(), Some(vec![2; 600])).await;
         self.rest().await;
         (busy, moment("quiet", &self.model, &self.model))
+    }
+
+    /// Small writes, overwritten and deleted ones among them, after a start on devices with a volatile cache.
+    async fn inline(&mut self, from: &Moment) -> Moment {
+        let (meta, data) = (ImageDisk::volatile(from.meta.clone()), ImageDisk::volatile(from.data.clone()));
+        let regions = Regions { meta: meta.region(), data: data.region() };
+        let scope = self.ctx.scope();
+        let options = OpenOptions { limits: limits(), ..OpenOptions::default() };
+        let store = Store::open(scope.ctx(), regions, self.arena.clone(), options).await;
+        self.store = store.expect("a target after a crash");
+        for n in 0..5 {
+            self.put(fid(6, n), CHUNK, 0, 1000 + n as usize * 1200).await;
+        }
+        self.put(fid(6, 1), CHUNK, 0, 3000).await;
+        self.delete(fid(6, 2)).await;
+        self.put(fid(5, 4), CHUNK, u64::from(CHUNK), CHUNK as usize).await;
+        self.rest().await;
+        let shorter = self.model.clone();
+        self.put(fid(6, 9), CHUNK, 0, 500).await;
+        let (meta, data) = (Arc::new(meta.image()), Arc::new(data.image()));
+        scope.kill();
+        Moment { name: "inline", meta, data, model: self.model.clone(), shorter }
     }
 
     /// Several transactions at one time, so that they share a record; the first is longer than a block.

@@ -241,18 +241,21 @@ fn corpus(seed: u64) -> Result<Corpus, String> {
     let reactor = Reactor::new_virtual(seed).map_err(|e| e.to_string())?;
     let ctx = reactor.ctx();
     let made = reactor.block_on(async move { populate(&ctx).await });
-    let moments = vec![made.closed, made.busy, made.quiet];
+    let moments = vec![made.closed, made.busy, made.quiet, made.inline];
     let meta = moments[1].meta.clone();
     let sb = Super::of(&meta);
     let nodes = layout::nodes(&meta, &sb);
     let block = |at: usize| meta[at..at + BLOCK].to_vec();
     let mut payloads = Vec::new();
     let mut headers = Vec::new();
-    for record in layout::records(&meta, &sb) {
-        let bytes: Vec<u8> = record.bytes().map(|at| meta[sb.ring_at() + at]).collect();
-        headers.push(bytes[..HEADER].to_vec());
-        if record.payload > 0 {
-            payloads.push((bytes[HEADER..].to_vec(), u32_at(&bytes, 40)));
+    for meta in moments.iter().map(|moment| &moment.meta) {
+        let sb = Super::of(meta);
+        for record in layout::records(meta, &sb) {
+            let bytes: Vec<u8> = record.bytes().map(|at| meta[sb.ring_at() + at]).collect();
+            headers.push(bytes[..HEADER].to_vec());
+            if record.payload > 0 {
+                payloads.push((bytes[HEADER..].to_vec(), u32_at(&bytes, 40)));
+            }
         }
     }
     let mut rows = Vec::new();
