@@ -7,6 +7,8 @@ use crate::store::Core;
 use crate::superblock::{JournalPosition, Superblock};
 use crate::tx::TxClass;
 use cobalt_reactor::sync::oneshot;
+use futures::future::select;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -40,9 +42,18 @@ impl Core {
         8 * self.forest.blocks_per_op()
     }
 
-    /// Whether a checkpoint will give node blocks back.
+    /// Whether a checkpoint will give node blocks back, and soon.
     pub(crate) fn checkpoint_frees(&self) -> bool {
-        self.checkpoint_running.get() || self.since_freeze.get() > 0
+        (self.checkpoint_running.get() || self.since_freeze.get() > 0) && !self.unwritten.host_full.get()
+    }
+
+    /// The host has no room, or has some again. A checkpoint waits for it; who waits for that checkpoint is answered.
+    pub(crate) fn set_host_full(&self, full: bool) {
+        if self.unwritten.host_full.replace(full) != full {
+            self.journal.set_host_full(full);
+            self.checkpoint_done.notify_all();
+            self.unpark();
+        }
     }
 
     /// Those who waited for node blocks are judged again, before the others.
@@ -65,6 +76,9 @@ impl Core {
             }
             let done = self.checkpoint_done.notified();
             self.kick_checkpoint();
+            if self.unwritten.host_full.get() {
+                return Err(StoreError::HostFull);
+            }
             done.await;
             self.is_well()?;
         }
@@ -112,6 +126,19 @@ impl Core {
         }
     }
 
+    /// One checkpoint that a caller asked for. When it has to wait for a full host, the caller does not.
+    pub(crate) async fn checkpoint_now(self: &Rc<Core>) -> Result<(), StoreError> {
+        let full = async {
+            while !self.unwritten.host_full.get() {
+                self.checkpoint_done.notified().await;
+            }
+            Err(StoreError::HostFull)
+        };
+        let done = self.checkpoint_apart();
+        let (done, full) = (pin!(done), pin!(full));
+        select(done, full).await.factor_first().0
+    }
+
     /// One checkpoint, on a task of its own: a caller that goes away does not leave half of one.
     pub(crate) async fn checkpoint_apart(self: &Rc<Core>) -> Result<(), StoreError> {
         let (done, result) = oneshot();
@@ -135,9 +162,15 @@ impl Core {
     pub(crate) async fn checkpoint(&self) -> Result<(), StoreError> {
         while self.checkpoint_running.get() {
             self.is_well()?;
+            if self.unwritten.host_full.get() {
+                return Err(StoreError::HostFull);
+            }
             self.checkpoint_done.notified().await;
         }
         self.is_well()?;
+        if self.forest.is_frozen() {
+            return Err(StoreError::HostFull); // The one before was given up.
+        }
         self.checkpoint_running.set(true);
         self.checkpoint_wanted.set(false);
         let previous = self.superblock.borrow().clone();
@@ -158,6 +191,8 @@ impl Core {
                 self.unpark();
                 Ok(())
             }
+            // A target that closes does not wait for a full host. The journal has all that the checkpoint would have.
+            Err(StoreError::HostFull) if self.closed.get() => Err(StoreError::HostFull),
             Err(error) => {
                 self.fail(&format!("checkpoint failed: {error}"));
                 Err(error)

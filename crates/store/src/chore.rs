@@ -81,7 +81,7 @@ impl Core {
             self.checkpoint_done.notify_all();
             match result {
                 Ok(_) => {}
-                Err(StoreError::Busy | StoreError::MetaFull) => {
+                Err(StoreError::Busy | StoreError::MetaFull | StoreError::HostFull) => {
                     self.chores.borrow_mut().push_back(chore);
                     self.ctx.sleep(CHORE_PAUSE).await;
                 }

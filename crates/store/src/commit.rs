@@ -263,16 +263,26 @@ impl Core {
 
     async fn judge(&self, group: &mut Group, work: &Work, lsn: Lsn) -> Result<Judged, StoreError> {
         let before = group.payload.len();
+        let mut counted = None;
         for _ in 0..ATTEMPTS_MAX {
             let mut fx = Effects::default();
             let halt = match self.attempt(group, work, lsn, &mut fx) {
                 Ok(()) if group.payload.len() == before => return Ok(Judged::Nothing(fx)),
-                Ok(()) => match self.fits(group, work.class, &fx) {
+                Ok(()) => match self.fits(group, work.class, &fx, counted) {
                     Ok(true) => return Ok(Judged::Wants(fx)),
                     Ok(false) => {
                         group.take_back(before);
                         return Ok(Judged::Later);
                     }
+                    // Not at worst: what it really changes may fit.
+                    Err(StoreError::MetaFull) if counted.is_none() => match self.count_changes(group, &fx) {
+                        Ok(changes) => {
+                            counted = Some(changes);
+                            group.take_back(before);
+                            continue;
+                        }
+                        Err(halt) => halt,
+                    },
                     Err(error) => Halt::Refused(error),
                 },
                 Err(halt) => halt,
@@ -312,8 +322,24 @@ impl Core {
         Ok(())
     }
 
-    /// Whether the group had room for the one that is its last now; an error when it never will.
-    fn fits(&self, group: &Group, class: TxClass, fx: &Effects) -> Result<bool, StoreError> {
+    /// Puts the blocks that the group and its last one take and free on the stage, too: all that will be changed.
+    fn count_changes(&self, group: &Group, fx: &Effects) -> Result<usize, Halt> {
+        let taken = [group.taken.as_slice(), &fx.taken].concat();
+        let freed = [group.freed.as_slice(), &fx.freed].concat();
+        alloc_rows::settle(&group.stage, self.shape, &taken, &freed)?;
+        group.stage.touch_new()?;
+        Ok(group.stage.len())
+    }
+
+    /// Whether the group had room for the one that is its last now; an error when it never will. Changes that were not
+    /// counted are as many as can be at most.
+    fn fits(
+        &self,
+        group: &Group,
+        class: TxClass,
+        fx: &Effects,
+        counted: Option<usize>,
+    ) -> Result<bool, StoreError> {
         let payload = group.payload.len();
         if group.count > 0 && payload > self.limits.group_bytes as usize {
             return Ok(false);
@@ -323,7 +349,7 @@ impl Core {
         }
         // A change in the trees takes node blocks; it must not find none once its record is durable.
         let extents = group.taken.len() + group.freed.len() + fx.taken.len() + fx.freed.len();
-        let changes = group.stage.len() + extents * alloc_rows::CHANGES_MAX;
+        let changes = counted.unwrap_or(group.stage.len() + extents * alloc_rows::CHANGES_MAX);
         let needed = changes as u64 * self.forest.blocks_per_op();
         let keep = if class == TxClass::Write || class == TxClass::Cas { self.meta_reserve() } else { 0 };
         if needed > 0 && self.forest.meta_free() < needed + keep {

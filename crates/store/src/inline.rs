@@ -58,7 +58,7 @@ pub(crate) struct Unwritten {
     /// Something was written out since the last flush for a checkpoint.
     unflushed: Cell<bool>,
     /// The host had no room for a write-out: no more small writes are taken in until it has.
-    host_full: Cell<bool>,
+    pub(crate) host_full: Cell<bool>,
     running: Cell<bool>,
     /// Told when blocks are added, when a write-out ends, and when the target ends.
     pub(crate) changed: Notify,
@@ -254,7 +254,8 @@ impl Core {
         let _turn = Turn(&self.unwritten);
         while self.unwritten.len() > leave {
             let result = self.write_turn(until).await;
-            self.unwritten.host_full.set(matches!(result, Err(StoreError::HostFull)));
+            let full = matches!(result, Err(StoreError::HostFull));
+            self.set_host_full(full);
             if !result? {
                 break;
             }

@@ -238,7 +238,7 @@ impl Store {
     /// [`StoreError`].
     pub async fn checkpoint(&self) -> Result<(), StoreError> {
         self.0.may_write()?;
-        self.0.checkpoint_apart().await
+        self.0.checkpoint_now().await
     }
 }
 

@@ -55,6 +55,8 @@ pub(crate) struct Journal {
     waits: Cell<u64>,
     /// Told when space comes back, and when the target fails.
     pub(crate) room: Notify,
+    /// The host is full: a checkpoint waits for it, and gives no room back before it has some.
+    host_full: Cell<bool>,
     /// Told when space is asked for and lacking.
     pub(crate) short: Notify,
     /// The record buffer; kept, so that a full arena cannot stop the journal.
@@ -107,6 +109,7 @@ impl Journal {
             waiting: Cell::new(0),
             waits: Cell::new(0),
             room: Notify::default(),
+            host_full: Cell::new(false),
             short: Notify::default(),
             buf: RefCell::new(Some(buf)),
             payload_max,
@@ -168,6 +171,13 @@ impl Journal {
         self.taken() + bytes + keep <= self.len
     }
 
+    /// Says whether a checkpoint waits for the host. Those who wait for its room are told.
+    pub(crate) fn set_host_full(&self, full: bool) {
+        if self.host_full.replace(full) != full {
+            self.room.notify_all();
+        }
+    }
+
     /// Whether there is room for a record beside what deletes and checkpoints are promised.
     pub(crate) fn has_room_to_spare(&self) -> bool {
         self.fits(TxClass::Delete, BLOCK_SIZE)
@@ -181,7 +191,8 @@ impl Journal {
     /// Promises space for a transaction of `payload` bytes, waiting for a checkpoint if need be.
     ///
     /// # Errors
-    /// `Busy` when too many wait already, `Invalid` when it can never fit, and what `check` says.
+    /// `Busy` when too many wait already, `HostFull` when the room depends on that, `Invalid` when it can never fit, and what
+    /// `check` says.
     pub(crate) async fn reserve(
         self: &Rc<Journal>,
         class: TxClass,
@@ -200,6 +211,9 @@ impl Journal {
             if self.fits(class, bytes) {
                 self.reserved.set(self.reserved.get() + bytes);
                 return Ok(Room { journal: self.clone(), bytes });
+            }
+            if self.host_full.get() {
+                return Err(StoreError::HostFull);
             }
             if self.waiting.get() >= self.waiters_max {
                 return Err(StoreError::Busy);

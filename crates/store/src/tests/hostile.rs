@@ -567,3 +567,38 @@ fn readers_of_many_rows_do_not_wait_for_each_others_memory() {
         drop((pinned, hoard));
     });
 }
+
+/// Found by fail-the-Nth: small writes in the journal wait for the host, the checkpoint for them, and everybody for it.
+#[test]
+fn a_host_that_stays_full_answers_everybody() {
+    run(42, async |ctx| {
+        let rig = Rig::new(&ctx).await;
+        rig.put(fid(1, 1), 0, &pattern(1, 512)).await.unwrap();
+        rig.data.host_full.set(true);
+        rig.data.fail_write_in.set(Some(0));
+        let put = |n: u64| CtgOp::Put { ctg: 1, key: n.to_be_bytes().to_vec(), value: vec![1; 1000] };
+        let mut refused = None;
+        for n in 0..1_000 {
+            let ctg = rig.store.ctg();
+            let done = ctg.transact(move |_| Ok((vec![put(n)], ())));
+            let done =
+                ctx.timeout(Duration::from_secs(10), done).await.expect("it does not wait for the host");
+            if let Err(error) = done {
+                refused = Some((n, error));
+                break;
+            }
+        }
+        let (n, error) = refused.expect("the journal is full some time");
+        assert_eq!(error, StoreError::HostFull);
+        let checkpoint = ctx.timeout(Duration::from_secs(10), rig.store.checkpoint()).await.expect("no hang");
+        assert_eq!(checkpoint, Err(StoreError::HostFull));
+        rig.data.fail_write_in.set(None);
+        ctx.sleep(Duration::from_secs(1)).await;
+        rig.store.ctg().transact(move |_| Ok((vec![put(n)], ()))).await.expect("there is room again");
+        let rig = rig.crash(0).await;
+        assert_eq!(rig.read(fid(1, 1), 0, 512).await.unwrap(), pattern(1, 512));
+        for n in 0..=n {
+            assert!(rig.store.ctg().get(1, &n.to_be_bytes()).await.unwrap().is_some());
+        }
+    });
+}

@@ -326,7 +326,7 @@ async fn tombstones(rig: &Rig, session: u64) -> Option<Fid> {
 fn a_long_journal_is_read_in_pieces_whatever_a_device_takes_at_once() {
     run(4, async |ctx| {
         let arena = cobalt_dma::Arena::new(cobalt_dma::ArenaConfig { limit: 16 << 20 }).unwrap();
-        let meta = super::dev::TestDev::new(&ctx, vec![0; 6 << 20]).with_transfer(12 << 10);
+        let meta = super::dev::TestDev::new(&ctx, vec![0; 16 << 20]).with_transfer(12 << 10);
         let states: [Rc<State>; 1] = [meta.state()];
         let data = super::dev::TestDev::new(&ctx, vec![0; 2 << 20]);
         let regions = Regions {
@@ -336,7 +336,7 @@ fn a_long_journal_is_read_in_pieces_whatever_a_device_takes_at_once() {
         let options = crate::FormatOptions { journal: Some(2 << 20), ..super::rig::format_options() };
         crate::format(&ctx, &regions, &arena, &options).await.unwrap();
         let limits = Limits {
-            node_cache: 4 << 20,
+            node_cache: 8 << 20,
             dirty_max: 4 << 20,
             journal_fill_pct: 95,
             group_txs: 64,

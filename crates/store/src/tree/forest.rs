@@ -216,6 +216,11 @@ impl Forest {
         self.0.inner.borrow().cache.lost()
     }
 
+    /// Whether a generation was frozen and not released since.
+    pub fn is_frozen(&self) -> bool {
+        self.0.inner.borrow().frozen
+    }
+
     /// Bytes changed since the last freeze.
     pub fn dirty_bytes(&self) -> u64 {
         self.0.inner.borrow().cache.dirty_bytes()

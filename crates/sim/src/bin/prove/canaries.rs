@@ -33,7 +33,7 @@ enum Limit {
     All,
 }
 
-const CRASH: Trap = Trap { layer: "crash", limit: Limit::States(20_000) };
+const CRASH: Trap = Trap { layer: "crash", limit: Limit::States(100_000) };
 const SIM: Trap = Trap { layer: "sim", limit: Limit::States(60) };
 const MODELS: Trap = Trap { layer: "models", limit: Limit::Count(10) };
 const RECOVERY: Trap = Trap { layer: "recovery", limit: Limit::All };

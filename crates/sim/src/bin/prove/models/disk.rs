@@ -10,8 +10,6 @@ use std::rc::Rc;
 use std::time::Duration;
 
 const SECTOR: usize = 512;
-/// Operations that a full host refuses before it has room again.
-const FULL_WRITES: u64 = 60;
 /// Longest time of an operation, in microseconds.
 const LATENCY_MAX_US: u64 = 30;
 
@@ -256,9 +254,7 @@ impl State {
         self.seen.set(seen);
         let fault = self.fault.get().filter(|f| f.kind == kind)?;
         let number = seen[at] - 1 - self.since.get()[at];
-        // A host that is full has room again some time: small writes in the journal wait for that.
-        let last = if fault.error == Error::HostFull { fault.at + FULL_WRITES } else { u64::MAX };
-        let due = number == fault.at || (fault.forever && number > fault.at && number < last);
+        let due = number == fault.at || (fault.forever && number > fault.at);
         due.then(|| {
             let mut injected = self.injected.get();
             injected[at] += 1;

@@ -510,7 +510,8 @@ impl World {
         let closed =
             self.shared.ctx.timeout(CALL_TIME, self.target.store.close()).await.expect("a close ends");
         self.check_verdict().await;
-        assert!(closed.is_ok() || self.failed(), "{closed:?}");
+        let full = matches!(closed, Err(StoreError::HostFull));
+        assert!(closed.is_ok() || full || self.failed(), "{closed:?}");
         if closed.is_ok() && !self.failed() {
             self.shared.tally.add("closed", 1);
         }
