@@ -37,7 +37,7 @@ const CRASH: Trap = Trap { layer: "crash", limit: Limit::States(100_000) };
 const SIM: Trap = Trap { layer: "sim", limit: Limit::States(60) };
 const MODELS: Trap = Trap { layer: "models", limit: Limit::Count(10) };
 const RECOVERY: Trap = Trap { layer: "recovery", limit: Limit::All };
-const OLD_NODES: Trap = Trap { layer: "corrupt", limit: Limit::Case("node_old:busy") };
+const FORGED_NODES: Trap = Trap { layer: "corrupt", limit: Limit::Case("node_forged:busy") };
 const OLD_DATA: Trap = Trap { layer: "corrupt", limit: Limit::Case("data_old:busy") };
 
 /// Where each should be caught. The layers are tried in turn.
@@ -57,7 +57,7 @@ fn traps(canary: Canary) -> &'static [Trap] {
         // A record in the middle that rots is no torn tail.
         Canary::NoDurableLsn => &[RECOVERY],
         // An older version of a node, and of a data block, is put back.
-        Canary::NoParentChecksum => &[OLD_NODES],
+        Canary::NoParentChecksum => &[FORGED_NODES],
         Canary::ReadUnchecked => &[OLD_DATA],
         Canary::ReuseUnderRead => &[CRASH, MODELS],
         Canary::ReuseUnderWrite => &[MODELS, SIM, CRASH],
