@@ -3,7 +3,7 @@
 
 use cobalt_base::checksum::{crc32c_chunks, crc32c_chunks_of};
 use cobalt_base::{Fid, SessionId};
-use cobalt_bdev::{Device, MemBdev, WriteData};
+use cobalt_bdev::{Bdev, Device, Identify, Io, MemBdev, Op, WriteData};
 use cobalt_dma::{Arena, ArenaConfig, Slice};
 use cobalt_fabric::{LocalNet, PeerAddr, Transport as _};
 use cobalt_ios::{Ios, Limits, Target};
@@ -24,6 +24,31 @@ const T0: Uuid = Uuid::from_u128(1);
 const BROKEN: Uuid = Uuid::from_u128(2);
 const CHUNK: u32 = 65_536;
 
+/// Memory that takes its time, as disks do: what comes together overlaps.
+struct Slow {
+    ctx: Ctx,
+    device: Device,
+}
+
+impl Bdev for Slow {
+    fn identify(&self) -> &Identify {
+        self.device.identify()
+    }
+
+    fn submit(&self, Io { op, done }: Io) {
+        let (ctx, device) = (self.ctx.clone(), self.device.clone());
+        drop(self.ctx.spawn(async move {
+            ctx.sleep(Duration::from_micros(100)).await;
+            done.send(match op {
+                Op::Read { offset, buf } => device.read(offset, buf).await.map(Some),
+                Op::Write { offset, data, fua } => device.write(offset, data, fua).await.map(|()| None),
+                Op::Flush => device.flush().await.map(|()| None),
+                Op::Deallocate { offset, len } => device.deallocate(offset, len).await.map(|()| None),
+            });
+        }));
+    }
+}
+
 struct World {
     ctx: Ctx,
     arena: Arena,
@@ -37,7 +62,10 @@ struct World {
 impl World {
     async fn new(ctx: &Ctx, limits: Limits, data_size: u64) -> World {
         let arena = Arena::new(ArenaConfig { limit: 64 << 20 }).unwrap();
-        let device = |size| Device::new(Rc::new(MemBdev::new(size)));
+        let device = |size| {
+            let device = Device::new(Rc::new(MemBdev::new(size)));
+            Device::new(Rc::new(Slow { ctx: ctx.clone(), device }))
+        };
         let data = device(data_size);
         let regions = Regions { meta: Region::whole(device(64 << 20)), data: Region::whole(data.clone()) };
         format(ctx, &regions, &arena, &FormatOptions::new(T0, Uuid::from_u128(9), "t0")).await.unwrap();
