@@ -28,7 +28,7 @@ use crate::apply::Shape;
 use crate::error::OpenError;
 use crate::inline::Unwritten;
 use crate::limits::Limits;
-use crate::recovery;
+use crate::recovery::{self, Findings};
 use crate::region::Regions;
 use crate::schema;
 use crate::superblock::{self, Superblock};
@@ -71,15 +71,7 @@ pub async fn fsck(
     arena: &Arena,
     options: &FsckOptions,
 ) -> Result<FsckReport, OpenError> {
-    let copies = superblock::read_all(&regions.meta, arena).await;
-    let findings = recovery::judge(ctx, regions, arena, &copies, options.cluster).await;
-    let superblock = match findings.superblock() {
-        Ok(superblock) => superblock,
-        Err(error) => return Err(verdict::explain(regions, arena, error).await),
-    };
-    recovery::belongs(&superblock, options.target)?;
-    let mut check = Check::new(regions, arena, options, superblock);
-    check.copies(&copies);
+    let (mut check, findings) = begin(ctx, regions, arena, options).await?;
     let Some(journal) = check.journal(&findings) else { return Ok(check.report) };
     let whole = check.structure(journal.redoes()).await;
     let source = check.redo(ctx, journal, whole).await;
@@ -99,6 +91,21 @@ pub(crate) async fn look(
     arena: &Arena,
     options: &FsckOptions,
 ) -> Result<(Superblock, Source, FsckReport), OpenError> {
+    let (mut check, findings) = begin(ctx, regions, arena, options).await?;
+    let source = match check.journal(&findings) {
+        Some(journal) => check.redo(ctx, journal, true).await,
+        None => Source::checkpoint(&regions.meta, arena, &check.superblock),
+    };
+    Ok((check.superblock, source, check.report))
+}
+
+/// The newest superblock, what its copies look like, and what recovery found.
+async fn begin<'a>(
+    ctx: &Ctx,
+    regions: &'a Regions,
+    arena: &'a Arena,
+    options: &'a FsckOptions,
+) -> Result<(Check<'a>, Findings), OpenError> {
     let copies = superblock::read_all(&regions.meta, arena).await;
     let findings = recovery::judge(ctx, regions, arena, &copies, options.cluster).await;
     let superblock = match findings.superblock() {
@@ -108,11 +115,7 @@ pub(crate) async fn look(
     recovery::belongs(&superblock, options.target)?;
     let mut check = Check::new(regions, arena, options, superblock);
     check.copies(&copies);
-    let source = match check.journal(&findings) {
-        Some(journal) => check.redo(ctx, journal, true).await,
-        None => Source::checkpoint(&regions.meta, arena, &check.superblock),
-    };
-    Ok((check.superblock, source, check.report))
+    Ok((check, findings))
 }
 
 /// A check that runs.
