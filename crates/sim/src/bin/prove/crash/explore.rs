@@ -9,7 +9,7 @@ use super::image::{Block, Image};
 use super::model::{Lineage, State};
 use super::rot::victims;
 use super::walk::{Pick, Tear, Walk};
-use crate::run::{saw, working_on};
+use crate::run::{Counts, saw, working_on};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::{HashMap, HashSet};
@@ -40,7 +40,7 @@ enum Class {
 }
 
 /// What was seen.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Visits {
     pub states: u64,
     pub pruned: u64,
@@ -55,6 +55,30 @@ pub struct Visits {
     pub sampled: u64,
     pub worked: u64,
     pub reopened: u64,
+}
+
+impl Visits {
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        for (name, n) in [
+            ("states", self.states),
+            ("pruned", self.pruned),
+            ("boundaries", self.boundaries),
+            ("recoveries", self.recoveries),
+            ("recovery_boundaries", self.recovery_boundaries),
+            ("lives_on", self.lives_on),
+            ("rotten", self.rotten),
+            ("chains", self.chains),
+            ("torn", self.torn),
+            ("subsets", self.subsets),
+            ("sampled", self.sampled),
+            ("worked", self.worked),
+            ("reopened", self.reopened),
+        ] {
+            counts.add(name, n);
+        }
+        counts
+    }
 }
 
 /// A state that is wrong.

@@ -22,9 +22,8 @@ mod workload;
 
 use crate::run::{Counts, Failure, Run, working_on};
 use check::Env;
-use explore::{Explorer, Fault, Visits, replay};
+use explore::{Explorer, Fault, replay};
 use std::sync::mpsc;
-use workload::Did;
 
 /// Distinct states of a run that is told nothing else.
 const STATES: u64 = 1_000_000;
@@ -43,23 +42,25 @@ pub fn run(run: &Run) -> Result<Counts, Failure> {
     for thread in 0..threads {
         let (done, run) = (done.clone(), run.clone());
         spawn(move || {
-            let mut total = Total::default();
+            let mut total = Counts::default();
             let mut env = None;
             for n in (thread..).step_by(threads as usize) {
-                if total.visits.states >= share {
+                if total.get("states") >= share {
                     break;
                 }
                 let seed = workload_seed(run.seed, n);
-                let before = total;
-                if let Err(failure) = workload(&mut env, seed, &mut total) {
-                    let _ = done.send(Err(failure));
-                    return;
-                }
+                let counts = match workload(&mut env, seed) {
+                    Ok(counts) => counts,
+                    Err(failure) => {
+                        let _ = done.send(Err(failure));
+                        return;
+                    }
+                };
                 if run.verbose {
-                    let (now, then) = (&total.visits, &before.visits);
-                    let (states, boundaries) = (now.states - then.states, now.boundaries - then.boundaries);
+                    let (states, boundaries) = (counts.get("states"), counts.get("boundaries"));
                     println!("workload {seed:x}: {boundaries} boundaries, {states} states");
                 }
+                total.merge(&counts);
             }
             let _ = done.send(Ok(total));
         });
@@ -67,7 +68,7 @@ pub fn run(run: &Run) -> Result<Counts, Failure> {
     drop(done);
     let mut counts = Counts::default();
     for result in results {
-        counts.merge(&result?.counts());
+        counts.merge(&result?);
     }
     Ok(counts)
 }
@@ -82,7 +83,7 @@ fn workload_seed(seed: u64, n: u64) -> u64 {
 }
 
 /// One workload and all its states.
-fn workload(env: &mut Option<Env>, seed: u64, total: &mut Total) -> Result<(), Failure> {
+fn workload(env: &mut Option<Env>, seed: u64) -> Result<Counts, Failure> {
     let shape = workload::shape(seed);
     let env = match env {
         Some(env) => {
@@ -92,15 +93,19 @@ fn workload(env: &mut Option<Env>, seed: u64, total: &mut Total) -> Result<(), F
         None => env.insert(Env::new(seed, shape)),
     };
     working_on(format!("{seed:x}"));
-    let (recording, did) =
-        workload::record(env).map_err(|what| Failure { case: format!("{seed:x}"), what })?;
+    let failure = |what| Failure { case: format!("{seed:x}"), what };
+    let (recording, did) = workload::record(env).map_err(failure)?;
     let mut explorer = Explorer::new(env.clone());
-    let result = explorer.explore(&recording, 0);
-    total.add(recording.tape.events.len() as u64 + 1, &did, &explorer.visits);
-    match result {
-        Ok(()) => Ok(()),
-        Err(Fault { case, what }) => Err(Failure { case, what }),
+    let boundaries = recording.tape.events.len() as u64 + 1;
+    explorer.explore(&recording, 0).map_err(|Fault { case, what }| Failure { case, what })?;
+    let visited = explorer.visits.boundaries;
+    if visited != boundaries {
+        return Err(failure(format!("{visited} boundaries of {boundaries} were visited")));
     }
+    let mut counts = explorer.visits.counts();
+    counts.add("workloads", 1);
+    counts.merge(&did.counts());
+    Ok(counts)
 }
 
 fn again(case: &str) -> Result<Counts, Failure> {
@@ -116,80 +121,4 @@ fn again(case: &str) -> Result<Counts, Failure> {
     let mut counts = Counts::default();
     counts.add("states", steps.len() as u64);
     Ok(counts)
-}
-
-/// All that was done on one thread.
-#[derive(Clone, Copy, Debug, Default)]
-struct Total {
-    workloads: u64,
-    /// Of all workloads, visited or not.
-    boundaries: u64,
-    visits: Visits,
-    writes: u64,
-    checkpoints: u64,
-    wraps: u64,
-    full: u64,
-    deletes: u64,
-    conditions: u64,
-    given_up: u64,
-}
-
-impl Total {
-    fn add(&mut self, boundaries: u64, did: &Did, visits: &Visits) {
-        self.workloads += 1;
-        self.boundaries += boundaries;
-        self.writes += did.tally.writes;
-        self.checkpoints += did.checkpoints;
-        self.wraps += did.wraps();
-        self.full += did.tally.full;
-        self.deletes += did.tally.deletes;
-        self.conditions += did.tally.conditions;
-        self.given_up += did.tally.given_up;
-        let v = &mut self.visits;
-        v.states += visits.states;
-        v.pruned += visits.pruned;
-        v.boundaries += visits.boundaries;
-        v.recovery_boundaries += visits.recovery_boundaries;
-        v.recoveries += visits.recoveries;
-        v.lives_on += visits.lives_on;
-        v.rotten += visits.rotten;
-        v.chains += visits.chains;
-        v.torn += visits.torn;
-        v.subsets += visits.subsets;
-        v.sampled += visits.sampled;
-        v.worked += visits.worked;
-        v.reopened += visits.reopened;
-    }
-
-    fn counts(&self) -> Counts {
-        let v = &self.visits;
-        let mut counts = Counts::default();
-        for (name, n) in [
-            ("states", v.states),
-            ("pruned", v.pruned),
-            ("boundaries", v.boundaries),
-            ("boundaries_of", self.boundaries),
-            ("recoveries", v.recoveries),
-            ("recovery_boundaries", v.recovery_boundaries),
-            ("lives_on", v.lives_on),
-            ("rotten", v.rotten),
-            ("chains", v.chains),
-            ("torn", v.torn),
-            ("subsets", v.subsets),
-            ("sampled", v.sampled),
-            ("worked", v.worked),
-            ("reopened", v.reopened),
-            ("workloads", self.workloads),
-            ("writes", self.writes),
-            ("checkpoints", self.checkpoints),
-            ("wraps", self.wraps),
-            ("full", self.full),
-            ("deletes", self.deletes),
-            ("conditions", self.conditions),
-            ("given_up", self.given_up),
-        ] {
-            counts.add(name, n);
-        }
-        counts
-    }
 }

@@ -5,6 +5,7 @@ use super::client::{Client, Tally};
 use super::disk::{Disk, Shape};
 use super::image::{Block, Image};
 use super::model::Lineage;
+use crate::run::Counts;
 use cobalt_base::{Fid, SessionId};
 use cobalt_reactor::{Ctx, Reactor};
 use cobalt_store::{CtgOp, CtgView, FormatOptions, Store, format};
@@ -31,8 +32,20 @@ pub struct Did {
 }
 
 impl Did {
-    pub fn wraps(&self) -> u64 {
-        self.journal_bytes / JOURNAL
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        for (name, n) in [
+            ("writes", self.tally.writes),
+            ("checkpoints", self.checkpoints),
+            ("wraps", self.journal_bytes / JOURNAL),
+            ("full", self.tally.full),
+            ("deletes", self.tally.deletes),
+            ("conditions", self.tally.conditions),
+            ("given_up", self.tally.given_up),
+        ] {
+            counts.add(name, n);
+        }
+        counts
     }
 }
 
