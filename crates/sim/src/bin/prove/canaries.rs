@@ -33,9 +33,10 @@ enum Limit {
     All,
 }
 
-const CRASH: Trap = Trap { layer: "crash", limit: Limit::States(100_000) };
-const SIM: Trap = Trap { layer: "sim", limit: Limit::States(60) };
-const MODELS: Trap = Trap { layer: "models", limit: Limit::Count(10) };
+// Several times what seed 1 needs: a fresh seed may meet a mistake much later.
+const CRASH: Trap = Trap { layer: "crash", limit: Limit::States(400_000) };
+const SIM: Trap = Trap { layer: "sim", limit: Limit::States(600) };
+const MODELS: Trap = Trap { layer: "models", limit: Limit::Count(40) };
 const RECOVERY: Trap = Trap { layer: "recovery", limit: Limit::All };
 const FORGED_NODES: Trap = Trap { layer: "corrupt", limit: Limit::Case("node_forged:busy") };
 const OLD_DATA: Trap = Trap { layer: "corrupt", limit: Limit::Case("data_old:busy") };
