@@ -98,9 +98,13 @@ impl Core {
         self.since_freeze.get() > 0 && (full || dirty || short || self.checkpoint_wanted.get())
     }
 
+    /// Asks for a checkpoint. One that runs is enough: who waits looks again when it is done, and asks for another then.
     pub(crate) fn kick_checkpoint(&self) {
+        if self.checkpoint_running.get() {
+            return;
+        }
         self.checkpoint_wanted.set(true);
-        if self.since_freeze.get() == 0 && !self.checkpoint_running.get() {
+        if self.since_freeze.get() == 0 {
             // Nothing to write: whoever waits for room finds it now or never.
             self.checkpoint_wanted.set(false);
             self.checkpoint_done.notify_all();

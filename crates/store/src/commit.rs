@@ -266,7 +266,12 @@ impl Core {
         let mut counted = None;
         for _ in 0..ATTEMPTS_MAX {
             let mut fx = Effects::default();
-            let halt = match self.attempt(group, work, lsn, &mut fx) {
+            let attempt = self.attempt(group, work, lsn, &mut fx);
+            if attempt.is_ok() {
+                // Whatever is brought: nobody else changes what was judged.
+                group.stage.bring_new().await?;
+            }
+            let halt = match attempt {
                 Ok(()) if group.payload.len() == before => return Ok(Judged::Nothing(fx)),
                 Ok(()) => match self.fits(group, work.class, &fx, counted) {
                     Ok(true) => return Ok(Judged::Wants(fx)),
@@ -315,7 +320,6 @@ impl Core {
             }
         };
         apply::run(&group.stage, self.shape, lsn, intents, fx)?;
-        group.stage.touch_new()?;
         if !intents.is_empty() {
             intent::encode(intents, &mut group.payload);
         }
@@ -363,8 +367,9 @@ impl Core {
     async fn settle_blocks(&self, group: &Group) -> Result<(), StoreError> {
         loop {
             let settled = alloc_rows::settle(&group.stage, self.shape, &group.taken, &group.freed);
-            match settled.and_then(|()| Ok(group.stage.touch_new()?)) {
+            match settled {
                 Ok(()) => {
+                    group.stage.bring_new().await?;
                     group.stage.savepoint();
                     return Ok(());
                 }

@@ -6,6 +6,9 @@ use std::time::Duration;
 /// writes of a checkpoint in flight.
 pub const META_ARENA: u64 = 8 << 20;
 
+/// Nodes that one group of transactions reads at one time.
+pub const LOADS_MAX: usize = 64;
+
 /// Where the allocator looks for blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Placement {

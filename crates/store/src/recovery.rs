@@ -325,9 +325,9 @@ pub(crate) async fn redo(
         loop {
             let mut fx = Effects::default();
             let attempt = apply::run(&stage, shape, lsn, intents, &mut fx);
-            let attempt = attempt.and_then(|()| Ok(stage.touch_new()?));
             match attempt {
                 Ok(()) => {
+                    stage.bring_new().await?;
                     effects.push((lsn, fx));
                     break;
                 }

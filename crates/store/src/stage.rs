@@ -4,7 +4,8 @@
 //! Judging and applying are one thing: a transaction runs once, over the trees and everything before it
 //! in the group, when it takes its lsn. Redo runs the same code.
 
-use crate::tree::{Forest, Miss, TreeId};
+use crate::limits::LOADS_MAX;
+use crate::tree::{Forest, MetaError, Miss, TreeId};
 use cobalt_base::SessionId;
 use smallvec::SmallVec;
 use std::cell::{Cell, RefCell};
@@ -227,32 +228,40 @@ impl Stage {
 
     /// The same for what changed since the last savepoint: the epoch of the group holds the rest.
     pub(crate) fn touch_new(&self) -> Result<(), Miss> {
+        self.missed(1).first().copied().map_or(Ok(()), Err)
+    }
+
+    /// The same; brings what is not there.
+    pub(crate) async fn bring_new(&self) -> Result<(), MetaError> {
+        loop {
+            let missed = self.missed(LOADS_MAX);
+            if missed.is_empty() {
+                return Ok(());
+            }
+            self.forest.load_all(missed).await?;
+        }
+    }
+
+    /// Nodes that what changed since the last savepoint needs and that are not there.
+    fn missed(&self, most: usize) -> Vec<Miss> {
         let inner = &mut *self.inner.borrow_mut();
         inner.lost.get_or_insert_with(|| self.forest.lost());
-        for (full, _) in &inner.undo {
-            let (tree, key) = full.place();
-            self.forest.touch(tree, key)?;
-        }
-        Ok(())
+        self.forest.touch_all(inner.undo.iter().map(|(full, _)| full.place()), most)
     }
 
     /// Puts the changes into the trees. A change that is in is taken off the stage, so that a miss, which
     /// only a lost pin can cause, continues where it stopped.
     pub(crate) fn mutate(&self) -> Result<(), Miss> {
         let inner = &mut *self.inner.borrow_mut();
-        let mut left = std::mem::take(&mut inner.changes).into_iter();
-        while let Some((full, change)) = left.next() {
+        let changes = std::mem::take(&mut inner.changes);
+        let each = changes.iter().map(|(full, change)| {
             let (tree, key) = full.place();
-            let done = match change {
-                Some(place) => self.forest.put(tree, key, inner.value(place)),
-                None => self.forest.delete(tree, key).map(drop),
-            };
-            if let Err(miss) = done {
-                inner.changes.insert(full, change);
-                inner.changes.extend(left);
-                inner.lost = None;
-                return Err(miss);
-            }
+            (tree, key, change.map(|place| inner.value(place)))
+        });
+        if let Err((done, miss)) = self.forest.apply(each) {
+            inner.changes = changes.into_iter().skip(done).collect();
+            inner.lost = None;
+            return Err(miss);
         }
         Ok(())
     }

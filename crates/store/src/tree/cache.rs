@@ -6,6 +6,7 @@
 use super::index::BlockIndex;
 use super::limits::{CLEAN_MIN, EVICT_STEPS_MAX, PINNED_PERCENT};
 use super::node::Node;
+use super::{NodeRef, TreeId};
 use slab::Slab;
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
@@ -48,20 +49,56 @@ pub(super) enum State {
 pub(super) struct Entry {
     pub node: Rc<Node>,
     pub state: State,
+    /// What the node says of itself: a look-up need not wait for the node's own memory.
+    id: Id,
+    /// The count of [`Cache::shapes`] when the node last gave a part of its range away.
+    shaped: u64,
     /// The epoch count when a transaction last touched it.
     touched: Cell<u64>,
     /// Used since the clock's hand last passed.
     hot: Cell<bool>,
     /// Bytes of memory beside the block, as they were counted last.
-    beside: usize,
+    beside: u32,
+}
+
+/// A node's place in its tree, and the block where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Id {
+    block: u64,
+    generation: u64,
+    tree: TreeId,
+    level: u8,
+}
+
+impl Id {
+    fn of(node: &Node) -> Id {
+        let level = u8::try_from(node.level).expect("a tree is never that high");
+        Id { block: node.block, generation: node.generation, tree: node.tree, level }
+    }
+}
+
+/// A leaf that a key was found to belong to, and when. See [`Cache::still`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Hint {
+    at: usize,
+    shapes: u64,
 }
 
 impl Entry {
-    fn new(node: Node, state: State, touched: u64) -> Entry {
-        let beside = ENTRY + node.overhead();
-        Entry { node: Rc::new(node), state, touched: Cell::new(touched), hot: Cell::new(true), beside }
+    fn new(node: Node, state: State, touched: u64, shaped: u64) -> Entry {
+        let (id, beside) = (Id::of(&node), beside(&node));
+        let (touched, hot) = (Cell::new(touched), Cell::new(true));
+        Entry { node: Rc::new(node), state, id, shaped, touched, hot, beside }
     }
 }
+
+/// Bytes that a node takes beside its block.
+fn beside(node: &Node) -> u32 {
+    u32::try_from(ENTRY + node.overhead()).expect("a directory is no larger than a few blocks")
+}
+
+// One line of the processor's cache for each look-up.
+const _: () = assert!(size_of::<Entry>() <= 72);
 
 /// Bytes of an entry in the cache's own tables, roughly.
 const ENTRY: usize = size_of::<Entry>() + 2 * size_of::<(u64, usize)>();
@@ -156,6 +193,8 @@ pub(super) struct Cache {
     /// The node that was given out to be changed last; what it takes beside its block is not counted yet.
     changed: Option<usize>,
     epochs: Epochs,
+    /// Counts nodes that came, and those that gave a part of their range away.
+    shapes: u64,
     hand: usize,
     /// Nodes removed while an open epoch held them.
     lost: u64,
@@ -177,6 +216,7 @@ impl Cache {
             beside: 0,
             changed: None,
             epochs: Epochs::default(),
+            shapes: 0,
             hand: 0,
             lost: 0,
             node_size,
@@ -228,7 +268,34 @@ impl Cache {
 
     /// Whether a block is here, without a trace of the question.
     pub fn peek(&self, block: u64) -> Option<usize> {
-        self.by_block.get(block, |at| self.entries[at].node.block == block)
+        self.by_block.get(block, |at| self.entries[at].id.block == block)
+    }
+
+    /// Whether an entry is the node that a pointer at this level of a tree means, as far as it says so itself.
+    pub fn is(&self, at: usize, tree: TreeId, node: NodeRef, level: u32) -> bool {
+        let id = self.entries[at].id;
+        id.block == node.block
+            && id.tree == tree
+            && id.generation == node.generation
+            && u32::from(id.level) == level
+    }
+
+    /// That the range of this leaf holds a key.
+    pub fn hint(&self, at: usize) -> Hint {
+        Hint { at, shapes: self.shapes }
+    }
+
+    /// The leaf, if it still holds the key, and if it is of the running generation: it may be changed without a way to it.
+    pub fn still(&self, hint: Hint) -> Option<usize> {
+        let entry = self.entries.get(hint.at)?;
+        let whole = entry.shaped <= hint.shapes && matches!(entry.state, State::Dirty(_));
+        whole.then_some(hint.at)
+    }
+
+    /// A node gave a part of its range to another.
+    pub fn set_shaped(&mut self, at: usize) {
+        self.shapes += 1;
+        self.entries[at].shaped = self.shapes;
     }
 
     pub fn node(&self, at: usize) -> &Node {
@@ -254,8 +321,8 @@ impl Cache {
     fn count_changed(&mut self) {
         let changed = self.changed.take().and_then(|at| self.entries.get_mut(at));
         if let Some(entry) = changed {
-            let beside = ENTRY + entry.node.overhead();
-            self.beside = self.beside - entry.beside + beside;
+            let beside = beside(&entry.node);
+            self.beside = self.beside - entry.beside as usize + beside as usize;
             entry.beside = beside;
         }
     }
@@ -316,8 +383,9 @@ impl Cache {
         self.evict();
         let block = node.block;
         assert!(self.peek(block).is_none(), "node block {block} is cached twice");
-        let entry = Entry::new(node, State::Clean, 0);
-        self.beside += entry.beside;
+        self.shapes += 1;
+        let entry = Entry::new(node, State::Clean, 0, self.shapes);
+        self.beside += entry.beside as usize;
         let at = self.entries.insert(entry);
         self.by_block.insert(block, at);
     }
@@ -327,8 +395,9 @@ impl Cache {
         let block = node.block;
         assert!(self.peek(block).is_none(), "node block {block} is cached twice");
         let state = State::Dirty(self.dirty.len());
-        let entry = Entry::new(node, state, touched);
-        self.beside += entry.beside;
+        self.shapes += 1;
+        let entry = Entry::new(node, state, touched, self.shapes);
+        self.beside += entry.beside as usize;
         let at = self.entries.insert(entry);
         self.dirty.push(at);
         self.by_block.insert(block, at);
@@ -347,6 +416,7 @@ impl Cache {
         let node = Rc::make_mut(&mut entry.node);
         self.by_block.remove(node.block, at);
         (node.block, node.generation) = (block, generation);
+        entry.id = Id::of(node);
         self.by_block.insert(block, at);
     }
 
@@ -356,9 +426,9 @@ impl Cache {
         self.lost += u64::from(self.is_pinned(at));
         self.leave_state(at);
         let entry = self.entries.remove(at);
-        self.beside -= entry.beside;
-        self.by_block.remove(entry.node.block, at);
-        (entry.node.block, fresh)
+        self.beside -= entry.beside as usize;
+        self.by_block.remove(entry.id.block, at);
+        (entry.id.block, fresh)
     }
 
     fn leave_state(&mut self, at: usize) {

@@ -11,6 +11,7 @@ use cobalt_base::checksum::xxh3;
 use cobalt_dma::Arena;
 use cobalt_reactor::Ctx;
 use cobalt_reactor::sync::Notify;
+use futures::future::try_join_all;
 use smallvec::SmallVec;
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -198,6 +199,14 @@ impl Forest {
         Ok(())
     }
 
+    /// As [`Forest::load_held`], for all of them at one time.
+    ///
+    /// # Errors
+    /// As for [`Forest::load`]; the others are still on their way then.
+    pub async fn load_all(&self, misses: Vec<Miss>) -> Result<(), MetaError> {
+        try_join_all(misses.into_iter().map(|miss| self.load_held(miss))).await.map(drop)
+    }
+
     /// Begins an epoch: what is touched while it is open stays in the cache.
     pub fn epoch(&self) -> EpochGuard {
         let epoch = self.0.inner.borrow_mut().cache.open_epoch(false);
@@ -270,7 +279,7 @@ impl Shared {
         let inner = self.inner.borrow();
         let corrupt = |why: &str| Corrupt::new("btree node", self.geometry.node_at(node.block), why);
         match inner.cache.peek(node.block) {
-            Some(at) if inner.cache.node(at).is(tree, node.generation, level) => Ok(false),
+            Some(at) if inner.cache.is(at, tree, node, level) => Ok(false),
             Some(_) => Err(corrupt("two pointers lead to it, and do not agree")),
             None if inner.space.is_live(node.block) => Ok(true),
             None => Err(corrupt("a tree refers to it, and the bitmap marks it free")),
@@ -316,7 +325,7 @@ impl Inner {
     pub fn find(&self, tree: TreeId, node: NodeRef, level: u32) -> Result<usize, Miss> {
         // Nodes are found by their block; two pointers to one block are never two nodes.
         let found = self.cache.find(node.block);
-        let own = found.filter(|at| self.cache.node(*at).is(tree, node.generation, level));
+        let own = found.filter(|at| self.cache.is(*at, tree, node, level));
         own.ok_or(Miss(Want::Node { tree, node, level }))
     }
 

@@ -1,9 +1,11 @@
 //! Inserting: the path moves to the running generation, then full nodes split upwards.
 
+use super::cache::Hint;
 use super::forest::{Forest, Inner, Path};
 use super::limits::HEIGHT_MAX;
 use super::node::{Node, child_bytes};
 use super::{Miss, NodeRef, Root, TreeId};
+use smallvec::SmallVec;
 use std::borrow::Cow;
 
 impl Forest {
@@ -26,7 +28,89 @@ impl Forest {
     }
 }
 
+/// Keys whose leaves are looked for at one time: what they wait for in memory, they wait for together.
+pub(super) const TOGETHER: usize = 32;
+
+impl Forest {
+    /// Puts and deletes (`None`) in the order of their keys. What was changed is not changed back: gives how many were.
+    ///
+    /// # Errors
+    /// [`Miss`] of the change that follows those.
+    ///
+    /// # Panics
+    /// As [`Forest::put`].
+    pub(crate) fn apply<'a>(
+        &self,
+        changes: impl Iterator<Item = (TreeId, &'a [u8], Option<&'a [u8]>)>,
+    ) -> Result<(), (usize, Miss)> {
+        let (key_max, entry_max) = (self.key_max(), self.entry_max());
+        let inner = &mut *self.0.inner.borrow_mut();
+        let (mut done, mut changes) = (0, changes);
+        loop {
+            let batch: SmallVec<[_; TOGETHER]> = changes.by_ref().take(TOGETHER).collect();
+            if batch.is_empty() {
+                return Ok(());
+            }
+            let hints = inner.leaves(&batch);
+            for ((tree, key, value), hint) in batch.into_iter().zip(hints) {
+                let len = key.len() + value.map_or(0, <[u8]>::len);
+                assert!(
+                    key.len() <= key_max && len <= entry_max,
+                    "an entry of {len} bytes is above the limit"
+                );
+                inner.change(tree, key, value, hint).map_err(|miss| (done, miss))?;
+                done += 1;
+            }
+        }
+    }
+}
+
 impl Inner {
+    /// The leaf of each key, and everything of it that a change reads, on its way to the processor.
+    fn leaves(&self, batch: &[(TreeId, &[u8], Option<&[u8]>)]) -> SmallVec<[Option<Hint>; TOGETHER]> {
+        let found: SmallVec<[Option<usize>; TOGETHER]> = batch
+            .iter()
+            .map(|(tree, key, _)| self.leaf_ref(*tree, key).ok().flatten())
+            .map(|leaf| self.cache.peek(leaf?.block))
+            .collect();
+        let warm =
+            found.iter().zip(batch).map(|(at, (_, key, _))| at.map_or(0, |at| self.cache.node(at).warm(key)));
+        std::hint::black_box(warm.fold(0, |all, one| all ^ one));
+        found.into_iter().map(|at| Some(self.cache.hint(at?))).collect()
+    }
+
+    /// Changes a leaf where it is, if the hint still holds and nothing but the leaf changes by it; else from the root down.
+    fn change(
+        &mut self,
+        tree: TreeId,
+        key: &[u8],
+        value: Option<&[u8]>,
+        hint: Option<Hint>,
+    ) -> Result<(), Miss> {
+        let leaf = hint.and_then(|hint| self.cache.still(hint));
+        match (leaf, value) {
+            (Some(leaf), Some(value)) if self.put_into(leaf, key, value) => Ok(()),
+            (Some(leaf), None) if self.cache.node(leaf).search(key).is_err() => Ok(()),
+            (_, Some(value)) => self.put(tree, key, value),
+            (_, None) => self.delete(tree, key).map(drop),
+        }
+    }
+
+    /// Puts into a leaf of the running generation; whether it had room.
+    fn put_into(&mut self, leaf: usize, key: &[u8], value: &[u8]) -> bool {
+        let node = self.cache.node_mut(leaf);
+        match node.search(key) {
+            Ok(place) => node.overwrite(place, value),
+            Err(place) => {
+                let fits = node.fits(key, value);
+                if fits {
+                    node.insert(place, key, value);
+                }
+                fits
+            }
+        }
+    }
+
     fn put(&mut self, tree: TreeId, key: &[u8], value: &[u8]) -> Result<(), Miss> {
         let path = self.descend(tree, key)?;
         self.check_space()?;
@@ -95,6 +179,7 @@ impl Inner {
             right.take_first_key()
         };
         self.cache.stats.splits += 1;
+        self.cache.set_shaped(at);
         (separator, self.add(right, touched))
     }
 }

@@ -127,8 +127,12 @@ impl Metaspace {
         }
     }
 
-    /// The blocks that the generation which ends now no longer refers to.
+    /// The blocks that the generation which ends now no longer refers to. The next one begins at the first blocks that
+    /// are free side by side: a region that is sparse, or memory, grows no further than it must.
     pub fn take_freed(&mut self) -> Vec<u64> {
+        if let Some(word) = self.busy.0.iter().position(|word| *word == 0) {
+            self.goal = (word as u64 * 64).min(self.blocks - 1);
+        }
         std::mem::take(&mut self.freed)
     }
 

@@ -1,7 +1,9 @@
 //! Reading: a lookup goes down once; a scan walks from leaf to leaf over the path that it came by.
 
 use super::forest::{Forest, Inner, Path};
-use super::{Miss, TreeId};
+use super::insert::TOGETHER;
+use super::{Miss, NodeRef, TreeId};
+use smallvec::SmallVec;
 
 /// A key and its value.
 pub type KeyValue = (Vec<u8>, Vec<u8>);
@@ -120,6 +122,38 @@ impl Forest {
         Ok(())
     }
 
+    /// As [`Forest::touch`], for many keys; gives what is missed, at most `most` of them.
+    pub(crate) fn touch_all<'a>(
+        &self,
+        keys: impl Iterator<Item = (TreeId, &'a [u8])>,
+        most: usize,
+    ) -> Vec<Miss> {
+        let inner = &mut *self.0.inner.borrow_mut();
+        let (mut missed, mut keys) = (Vec::new(), keys);
+        while missed.len() < most {
+            let batch: SmallVec<[_; TOGETHER]> = keys.by_ref().take(TOGETHER).collect();
+            if batch.is_empty() {
+                break;
+            }
+            // First the ways to all leaves, then all leaves: they are far apart in memory.
+            let leaves: SmallVec<[_; TOGETHER]> =
+                batch.iter().map(|(tree, key)| (*tree, inner.touch_above(*tree, key))).collect();
+            for (tree, leaf) in leaves {
+                let touched = leaf.and_then(|leaf| match leaf {
+                    Some(leaf) => inner.find(tree, leaf, 0).map(Some),
+                    None => Ok(None),
+                });
+                match touched {
+                    Ok(Some(at)) => inner.cache.touch(at),
+                    Ok(None) => {}
+                    Err(miss) if missed.contains(&miss) => {}
+                    Err(miss) => missed.push(miss),
+                }
+            }
+        }
+        missed
+    }
+
     /// As [`Forest::touch`], for what `next(tree, from)` reads, and the path to `from` itself.
     ///
     /// # Errors
@@ -149,6 +183,30 @@ impl Forest {
 }
 
 impl Inner {
+    /// Touches the way to the leaf of `key`, and gives the pointer to that; none in an empty tree.
+    fn touch_above(&mut self, tree: TreeId, key: &[u8]) -> Result<Option<NodeRef>, Miss> {
+        let root = self.roots[tree.index()];
+        let mut next = root.node;
+        for level in (1..root.height).rev() {
+            let at = self.find(tree, next, level)?;
+            self.cache.touch(at);
+            let node = self.cache.node(at);
+            next = node.child(node.child_index(key));
+        }
+        Ok((root.height > 0).then_some(next))
+    }
+
+    /// The pointer to the leaf of `key`; none in an empty tree.
+    pub fn leaf_ref(&self, tree: TreeId, key: &[u8]) -> Result<Option<NodeRef>, Miss> {
+        let root = self.roots[tree.index()];
+        let mut next = root.node;
+        for level in (1..root.height).rev() {
+            let node = self.cache.node(self.find(tree, next, level)?);
+            next = node.child(node.child_index(key));
+        }
+        Ok((root.height > 0).then_some(next))
+    }
+
     fn protect(&mut self, path: &Path) {
         for place in path {
             self.cache.touch(place.at);

@@ -18,7 +18,7 @@ impl Forest {
 }
 
 impl Inner {
-    fn delete(&mut self, tree: TreeId, key: &[u8]) -> Result<bool, Miss> {
+    pub(super) fn delete(&mut self, tree: TreeId, key: &[u8]) -> Result<bool, Miss> {
         let path = self.descend(tree, key)?;
         let Some(leaf) = path.last().copied() else { return Ok(false) };
         let Ok(place) = self.cache.node(leaf.at).search(key) else { return Ok(false) };

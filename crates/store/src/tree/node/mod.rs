@@ -202,11 +202,6 @@ impl Node {
         self.slots.len()
     }
 
-    /// Whether it is the node that a pointer at this level of a tree means, as far as it says so itself.
-    pub fn is(&self, tree: TreeId, generation: u64, level: u32) -> bool {
-        self.tree == tree && self.generation == generation && self.level == level
-    }
-
     pub fn is_leaf(&self) -> bool {
         self.level == 0
     }
@@ -309,6 +304,20 @@ impl Node {
             }
         }
         Err(first + low)
+    }
+
+    /// Reads what a search for `key` and an insert of it will read, and waits for none of it: what comes of it is no answer.
+    pub fn warm(&self, key: &[u8]) -> u32 {
+        let head = head_of(key.get(self.prefix.len()..).unwrap_or_default());
+        let (low, high) = self.edges;
+        let span = u64::from(high.saturating_sub(low)) + 1;
+        let guess = u64::from(head.saturating_sub(low)).min(span) * self.slots.len() as u64 / span;
+        let slot = self.slots.get(usize::try_from(guess).unwrap_or(0)).map_or(0, |slot| slot.head);
+        let last = self.slots.last().map_or(0, |slot| slot.head);
+        // Where the next cell goes.
+        let cell =
+            |back: usize| self.image.get(self.cells.wrapping_sub(back)).map_or(0, |byte| u32::from(*byte));
+        slot ^ last ^ cell(1) ^ cell(65) ^ cell(129)
     }
 
     /// The child whose range holds `key`.
