@@ -138,20 +138,20 @@ def prepare():
 class Machine:
     """One boot: runs `command` in the guest until it ends."""
 
-    def __init__(self, name, folder, command, devices=(), memory="2G", cpus=2):
+    def __init__(self, name, folder, command, devices=(), memory="2G", cpus=2, iommu=True):
         self.name, self.folder = name, folder
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "run").write_text(command + "\n")
         self.console = folder / "console"
         kernel = CACHE / "kernel/boot" / f"vmlinuz-{_kernel_release()}"
         # iommu=pt: the kernel's own drivers skip the emulated IOMMU, which is slow; what VFIO holds goes through it.
-        words = ("console=ttyS0 panic=-1 quiet loglevel=4 mitigations=off audit=0 nokaslr no_timer_check intel_iommu=on iommu=pt "
-                 f"cobalt.out={folder}")
+        words = ("console=ttyS0 panic=-1 quiet loglevel=4 mitigations=off audit=0 nokaslr no_timer_check "
+                 f"{'intel_iommu=on iommu=pt' if iommu else ''} cobalt.out={folder}")
         args = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-machine", "q35,kernel-irqchip=split", "-accel", "tcg,thread=multi",
                 "-cpu", "max", "-smp", cpus, "-m", memory, "-display", "none", "-no-reboot",
                 "-serial", f"file:{self.console}", "-qmp", "unix:qmp,server=on,wait=off",
                 "-kernel", kernel, "-initrd", CACHE / "initrd.zst", "-append", words,
-                "-device", "intel-iommu,intremap=on",
+                *(["-device", "intel-iommu,intremap=on"] if iommu else []),
                 "-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap",
                 "-device", "virtio-9p-pci,fsdev=root,mount_tag=root",
                 "-fsdev", f"local,id=out,path={folder},security_model=none",

@@ -36,8 +36,7 @@ def kernel_nvme(*nodes):
 
 def bind(address, to):
     """Hands a function to another driver, `vfio-pci` or `nvme`."""
-    if to == "vfio-pci":
-        modprobe("vfio-pci")
+    modprobe(to)
     if driver(address):
         (DEVICES / address / "driver/unbind").write_text(address)
     (DEVICES / address / "driver_override").write_text(to)

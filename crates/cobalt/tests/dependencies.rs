@@ -7,11 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 /// What each crate may use, in the order of the layers, from the ground up.
-const ALLOWED: [(&str, &[&str]); 14] = [
+const ALLOWED: [(&str, &[&str]); 15] = [
     ("base", &[]),
     ("dma", &["base"]),
     ("reactor", &["base", "dma"]),
     ("bdev", &["base", "dma", "reactor"]),
+    ("nvme", &["base", "dma", "reactor", "bdev"]),
     ("fabric", &["base", "dma", "reactor"]),
     ("ec", &["base", "dma"]),
     ("store", &["base", "dma", "reactor", "bdev"]),

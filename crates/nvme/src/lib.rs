@@ -1,0 +1,2 @@
+//! NVMe in userspace.
+pub mod vfio;
