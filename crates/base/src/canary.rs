@@ -50,10 +50,18 @@ pub enum Canary {
     RefusalBeforeDurable,
     /// The collector sweeps a target where the session is not fenced.
     SweepWithoutFence,
+    /// NVMe command identifiers carry no generation: a late completion passes for the next command's.
+    NvmeNoGeneration,
+    /// An NVMe command's memory goes back when its abort is answered.
+    NvmeFreedByAbort,
+    /// An NVMe flush that failed, or was lost in a reset, is issued again.
+    NvmeFlushRetried,
+    /// After a reset of an NVMe controller memory is used again without proof that the device has let go of it.
+    NvmeReuseWithoutProof,
 }
 
 impl Canary {
-    pub const ALL: [Canary; 20] = [
+    pub const ALL: [Canary; 24] = [
         Canary::ReplyBeforeFlush,
         Canary::NoFlush,
         Canary::FreeBeforeDurable,
@@ -74,6 +82,10 @@ impl Canary {
         Canary::NoTombstone,
         Canary::RefusalBeforeDurable,
         Canary::SweepWithoutFence,
+        Canary::NvmeNoGeneration,
+        Canary::NvmeFreedByAbort,
+        Canary::NvmeFlushRetried,
+        Canary::NvmeReuseWithoutProof,
     ];
 }
 
