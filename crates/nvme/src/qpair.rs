@@ -32,6 +32,8 @@ struct Doorbell {
     /// Byte of the shadow value and of the event index in their pages.
     shadow: usize,
     told: u32,
+    /// The register is written in any case.
+    always: bool,
 }
 
 /// The two pages of Doorbell Buffer Config.
@@ -73,8 +75,12 @@ impl QueuePair {
     pub fn new(maps: &Maps, arena: &Arena, id: u16, entries: u32, stride: usize) -> io::Result<QueuePair> {
         let sq = Shared::new(maps, arena, entries as usize * SQE)?;
         let cq = Shared::new(maps, arena, entries as usize * CQE)?;
-        let doorbell =
-            |n: usize| Doorbell { register: registers::DOORBELLS + n * stride, shadow: n * stride, told: 0 };
+        let doorbell = |n: usize| Doorbell {
+            register: registers::DOORBELLS + n * stride,
+            shadow: n * stride,
+            told: 0,
+            always: id == 0,
+        };
         let (sq_doorbell, cq_doorbell) = (doorbell(2 * usize::from(id)), doorbell(2 * usize::from(id) + 1));
         let counters = QueueCounters::default();
         Ok(QueuePair {
@@ -176,7 +182,8 @@ impl Doorbell {
             values.write32(self.shadow, value);
             // The controller looks at the shadow after it has written the event index: one of the two sees the other.
             full();
-            if !is_due(events.read32(self.shadow), value, old) {
+            // Of the admin queue some controllers look at the register alone.
+            if !self.always && !is_due(events.read32(self.shadow), value, old) {
                 return false;
             }
         }

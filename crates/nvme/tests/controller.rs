@@ -1,0 +1,237 @@
+//! The driver on the software controller: bring-up from every state, every size, each kind of loss.
+
+use cobalt_bdev::{Device, IoError, WriteData};
+use cobalt_dma::{Arena, ArenaConfig};
+use cobalt_nvme::soft::{Faults, Found, Soft, SoftConfig, SoftNamespace};
+use cobalt_nvme::{Controller, Life, Limits, NvmeError};
+use cobalt_reactor::{Ctx, Reactor};
+use std::rc::Rc;
+use std::time::Duration;
+
+const MIB: u64 = 1 << 20;
+
+fn run<F: Future + 'static>(test: impl FnOnce(Ctx, Arena) -> F) -> F::Output {
+    let reactor = Reactor::new_virtual(1).expect("an eventfd");
+    let arena = Arena::new(ArenaConfig { limit: 32 << 20 }).expect("32 MiB");
+    reactor.block_on(test(reactor.ctx(), arena))
+}
+
+async fn open(
+    ctx: &Ctx,
+    arena: &Arena,
+    config: SoftConfig,
+) -> Result<(Soft, Rc<Controller<Soft>>), NvmeError> {
+    let soft = Soft::new(ctx, config, 7);
+    let controller = Controller::open(ctx, soft.clone(), std::slice::from_ref(arena), Limits::tiny()).await?;
+    Ok((soft, controller))
+}
+
+fn device(controller: &Rc<Controller<Soft>>, nsid: u32) -> Device {
+    Device::new(Rc::new(controller.namespace(nsid).expect("a namespace")))
+}
+
+fn filled(arena: &Arena, len: usize, byte: u8) -> cobalt_dma::Buf {
+    let mut buf = arena.try_alloc(len).expect("room");
+    buf.fill(byte);
+    buf
+}
+
+fn data(arena: &Arena, len: usize, byte: u8) -> WriteData {
+    WriteData::from_iter([filled(arena, len, byte).freeze()])
+}
+
+async fn holds(device: &Device, arena: &Arena, offset: u64, len: usize, byte: u8) -> bool {
+    let buf = device.read(offset, filled(arena, len, !byte)).await.expect("a read");
+    buf.iter().all(|b| *b == byte)
+}
+
+#[test]
+fn a_controller_comes_up_from_every_state_it_may_be_found_in() {
+    for found in [Found::Disabled, Found::Running, Found::Starting, Found::Fatal, Found::Stuck] {
+        run(move |ctx, arena| async move {
+            let (soft, controller) =
+                open(&ctx, &arena, SoftConfig { found, ..SoftConfig::new(MIB) }).await.expect("it comes up");
+            let device = device(&controller, 1);
+            device.write(0, data(&arena, 4096, 1), false).await.expect("a write");
+            assert!(holds(&device, &arena, 0, 4096, 1).await, "{found:?}");
+            assert_eq!(soft.violations(), Vec::<String>::new(), "{found:?}");
+        });
+    }
+}
+
+#[test]
+fn a_controller_that_is_gone_is_told_from_one_that_is_broken() {
+    for found in [Found::AllOnes, Found::Zeros] {
+        run(move |ctx, arena| async move {
+            let error = open(&ctx, &arena, SoftConfig { found, ..SoftConfig::new(MIB) }).await.err();
+            assert!(matches!(error, Some(NvmeError::Gone { .. })), "{error:?}");
+        });
+    }
+    run(|ctx, arena| async move {
+        let faults = Faults { reset_fails: 100, ..Faults::default() };
+        let config = SoftConfig { found: Found::Stuck, faults, ..SoftConfig::new(MIB) };
+        let error = open(&ctx, &arena, config).await.err();
+        assert!(matches!(error, Some(NvmeError::NotReady { .. })), "{error:?}");
+    });
+}
+
+#[test]
+fn every_size_is_split_to_what_the_controller_takes_and_lands_where_it_belongs() {
+    for (shift, mdts, dstrd, shadow) in
+        [(12, 0, 0, false), (9, 1, 2, true), (12, 5, 0, true), (9, 8, 4, false)]
+    {
+        run(move |ctx, arena| async move {
+            let namespaces =
+                vec![SoftNamespace::new(shift, 2 * MIB), SoftNamespace::new(shift, 8 * MIB + 512)];
+            let config =
+                SoftConfig { namespaces, mdts, dstrd, shadow_doorbells: shadow, ..SoftConfig::new(0) };
+            let (soft, controller) = open(&ctx, &arena, config).await.expect("it comes up");
+            let (small, large) = (device(&controller, 1), device(&controller, 2));
+            assert_eq!(large.identify().size, 8 * MIB, "what is not a whole page is not used");
+            for (n, len) in (1u8..).zip([4096, 8192, 12288, 131_072, 1 << 20, 4 << 20]) {
+                large.write(4096, data(&arena, len, n), n % 2 == 0).await.expect("a write");
+                assert!(holds(&large, &arena, 4096, len, n).await, "{len} bytes");
+            }
+            assert!(holds(&large, &arena, 0, 4096, 0).await && holds(&small, &arena, 0, 1 << 20, 0).await);
+            // Three pieces of memory, one write.
+            let pieces: Vec<_> =
+                [4096, 16384, 8192].iter().zip(60..).map(|(len, b)| data(&arena, *len, b)).collect();
+            small.write(8192, pieces.into_iter().flatten().collect(), false).await.expect("a write");
+            assert!(holds(&small, &arena, 8192, 4096, 60).await);
+            assert!(holds(&small, &arena, 12288, 16384, 61).await);
+            assert!(holds(&small, &arena, 28672, 8192, 62).await);
+            small.flush().await.expect("a flush");
+            assert_eq!(soft.durable(0)[8192], 60);
+            small.deallocate(8192, 28672).await.expect("a deallocation");
+            assert!(holds(&small, &arena, 8192, 28672, 0).await);
+            assert_eq!(soft.violations(), Vec::<String>::new());
+            let counters = controller.counters();
+            assert!(counters.io.sq_writes <= counters.io.rings && counters.io.rings <= counters.io.submitted);
+            drop((small, large));
+            controller.close().await.expect("it stops");
+            assert!(!soft.is_enabled());
+        });
+    }
+}
+
+#[test]
+fn what_cannot_be_used_is_refused_with_the_reason() {
+    run(|ctx, arena| async move {
+        let plain = SoftNamespace::new(12, MIB);
+        let namespaces = vec![
+            plain.clone(),
+            SoftNamespace { command_set: 2, ..plain.clone() },
+            SoftNamespace { metadata: 8, ..plain.clone() },
+            SoftNamespace { block_shift: 13, ..plain },
+        ];
+        let (_, controller) =
+            open(&ctx, &arena, SoftConfig { namespaces, ..SoftConfig::new(0) }).await.expect("it comes up");
+        let refused = |nsid| controller.namespace(nsid).err().map(|e| e.to_string()).unwrap_or_default();
+        assert_eq!(refused(1), "");
+        assert!(refused(2).contains("is zoned"), "{}", refused(2));
+        assert!(refused(3).contains("8 bytes of metadata"), "{}", refused(3));
+        assert!(refused(4).contains("2^13"), "{}", refused(4));
+        assert!(refused(5).contains("has no namespace 5; it has 1, 2, 3, 4"), "{}", refused(5));
+        let config = SoftConfig { page_shift: 2, ..SoftConfig::new(MIB) };
+        let error = open(&ctx, &arena, config).await.err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(error.contains("smallest memory page has 16384 bytes"), "{error}");
+    });
+}
+
+#[test]
+fn a_device_that_is_pulled_out_answers_everybody_and_its_memory_comes_back_only_with_proof() {
+    for (value, unmap_fails) in [(u32::MAX, 0), (0, 0), (u32::MAX, 100)] {
+        run(move |ctx, arena| async move {
+            let faults = Faults { unmap_fails, ..Faults::default() };
+            let (soft, controller) =
+                open(&ctx, &arena, SoftConfig { faults, ..SoftConfig::new(MIB) }).await.expect("it comes up");
+            let device = device(&controller, 1);
+            let queues = arena.stats().in_use;
+            let reads: Vec<_> = (0..20)
+                .map(|n| {
+                    let (device, buf) = (device.clone(), filled(&arena, 4096, 0));
+                    ctx.spawn(async move { device.read(n * 4096, buf).await.err() })
+                })
+                .collect();
+            soft.remove(value);
+            for read in reads {
+                assert_eq!(read.await, Some(IoError::Gone));
+            }
+            assert_eq!(controller.life(), Life::Gone);
+            let write = device.write(0, data(&arena, 4096, 1), false).await;
+            assert_eq!(write, Err(IoError::Gone), "what comes later is told at once");
+            let leaked = controller.counters().leaked;
+            assert_eq!(leaked > 0, unmap_fails == 100);
+            drop((device, controller));
+            let left = arena.stats().in_use;
+            if unmap_fails == 100 { assert!(left > queues) } else { assert_eq!(left, 0) }
+        });
+    }
+}
+
+#[test]
+fn a_shutdown_is_announced_and_all_memory_comes_back() {
+    run(|ctx, arena| async move {
+        let (soft, controller) = open(&ctx, &arena, SoftConfig::new(MIB)).await.expect("it comes up");
+        let device = device(&controller, 1);
+        device.write(0, data(&arena, 8192, 5), false).await.expect("a write");
+        assert_eq!(soft.durable(0)[0], 0, "it is in the cache");
+        controller.close().await.expect("it stops");
+        assert_eq!(soft.durable(0)[0], 5, "the shutdown wrote the cache back");
+        assert_eq!(device.read(0, filled(&arena, 4096, 0)).await.err(), Some(IoError::Gone));
+        drop((device, controller));
+        assert_eq!(arena.stats().in_use, 0);
+    });
+}
+
+#[test]
+fn a_controller_that_is_dropped_without_a_shutdown_keeps_its_memory() {
+    run(|ctx, arena| async move {
+        let (_, controller) = open(&ctx, &arena, SoftConfig::new(MIB)).await.expect("it comes up");
+        let used = arena.stats().in_use;
+        drop(controller);
+        ctx.sleep(Duration::from_secs(1)).await;
+        assert_eq!(arena.stats().in_use, used, "nobody saw it stop");
+    });
+}
+
+#[test]
+fn a_failed_controller_with_unflushed_writes_never_says_that_they_are_durable() {
+    run(|ctx, arena| async move {
+        let (soft, controller) = open(&ctx, &arena, SoftConfig::new(MIB)).await.expect("it comes up");
+        let device = device(&controller, 1);
+        device.write(0, data(&arena, 4096, 1), false).await.expect("a write");
+        device.flush().await.expect("a flush");
+        device.write(0, data(&arena, 4096, 2), false).await.expect("a write");
+        soft.fail();
+        ctx.sleep(Duration::from_millis(100)).await;
+        assert_eq!((controller.life(), controller.counters().resets), (Life::Ready, 1));
+        let flush = device.flush().await;
+        assert!(
+            matches!(&flush, Err(IoError::Failed { reason, .. }) if reason.contains("unflushed")),
+            "{flush:?}"
+        );
+        assert!(holds(&device, &arena, 0, 4096, 1).await, "the second write is lost indeed");
+    });
+}
+
+#[test]
+fn a_turn_that_submits_rings_once_however_many_commands_there_are() {
+    run(|ctx, arena| async move {
+        let (_, controller) = open(&ctx, &arena, SoftConfig::new(MIB)).await.expect("it comes up");
+        let device = device(&controller, 1);
+        let before = controller.counters().io;
+        let reads: Vec<_> = (0..8)
+            .map(|n| {
+                let (device, buf) = (device.clone(), filled(&arena, 4096, 0));
+                ctx.spawn(async move { device.read(n * 4096, buf).await.map(drop) })
+            })
+            .collect();
+        for read in reads {
+            read.await.expect("a read");
+        }
+        let after = controller.counters().io;
+        assert_eq!(after.submitted - before.submitted, 8);
+        assert_eq!((after.rings - before.rings, after.sq_writes - before.sq_writes), (1, 1));
+    });
+}
