@@ -36,6 +36,7 @@ enum Limit {
 // Several times what seed 1 needs: a fresh seed may meet a mistake much later.
 const CRASH: Trap = Trap { layer: "crash", limit: Limit::States(400_000) };
 const SIM: Trap = Trap { layer: "sim", limit: Limit::States(600) };
+const NVME: Trap = Trap { layer: "nvme", limit: Limit::States(400_000) };
 const MODELS: Trap = Trap { layer: "models", limit: Limit::Count(40) };
 const RECOVERY: Trap = Trap { layer: "recovery", limit: Limit::All };
 const FORGED_NODES: Trap = Trap { layer: "corrupt", limit: Limit::Case("node_forged:busy") };
@@ -66,6 +67,10 @@ fn traps(canary: Canary) -> &'static [Trap] {
         | Canary::SeedOrder
         | Canary::FlushRetried
         | Canary::SweepWithoutFence => &[SIM],
+        Canary::NvmeNoGeneration
+        | Canary::NvmeFreedByAbort
+        | Canary::NvmeFlushRetried
+        | Canary::NvmeReuseWithoutProof => &[NVME],
     }
 }
 
