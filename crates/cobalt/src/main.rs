@@ -4,6 +4,7 @@
 mod cli;
 mod config;
 mod control;
+mod host;
 mod process;
 
 fn main() -> std::process::ExitCode {

@@ -1,5 +1,7 @@
 //! What can be typed. Completions come from these definitions.
 
+use super::device::DeviceCommand;
+use super::host::HostCommand;
 use crate::config::LayoutSpec;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use cobalt_base::ByteSize;
@@ -46,6 +48,22 @@ pub enum Command {
     Fsck(FsckArgs),
     /// Print what a target holds on disk.
     Dump(DumpArgs),
+    /// NVMe controllers: who drives them, and giving them to the driver in userspace and back.
+    Device {
+        #[command(subcommand)]
+        command: DeviceCommand,
+    },
+    /// Prepare this host for the NVMe driver, and undo it; hugepages/ has scripts that run this.
+    Host {
+        #[command(subcommand)]
+        command: HostCommand,
+    },
+    /// What this host lacks for the NVMe driver, each with its fix. Exits 1 when the driver cannot run.
+    Doctor {
+        /// How to print.
+        #[arg(short, long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
     /// Print completions for a shell.
     Completions {
         /// The shell.

@@ -3,7 +3,9 @@
 pub mod args;
 mod clients;
 mod configure;
+pub mod device;
 mod failure;
+pub mod host;
 mod inspect;
 mod keys;
 mod output;
@@ -38,6 +40,9 @@ pub fn main() -> ExitCode {
         Some(Command::Df(args)) => reports::df(&args),
         Some(Command::Fsck(args)) => inspect::fsck(&args),
         Some(Command::Dump(args)) => inspect::dump(&args),
+        Some(Command::Device { command }) => device::run(command),
+        Some(Command::Host { command }) => host::run(command),
+        Some(Command::Doctor { output }) => host::doctor(output),
         Some(Command::Completions { shell }) => {
             clap_complete::generate(shell, &mut Cli::command(), "cobalt", &mut std::io::stdout());
             Ok(())

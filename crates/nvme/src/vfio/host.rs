@@ -2,6 +2,7 @@
 
 use super::address::PciAddress;
 use std::fs;
+use std::os::linux::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 const DEVICES: &str = "/sys/bus/pci/devices";
@@ -85,14 +86,15 @@ pub fn controllers() -> Vec<Function> {
     found
 }
 
-/// Which process has a file open, as far as this user may see: `process 4711 (cobalt)`.
-pub fn holder(path: &Path) -> Option<String> {
+/// Which process has a device open, as far as this user may see: `process 4711 (cobalt)`.
+pub fn holder(node: &Path) -> Option<String> {
+    let number = fs::metadata(node).ok().map(|meta| meta.st_rdev()).filter(|number| *number != 0)?;
     let own = std::process::id();
     let processes = fs::read_dir("/proc").ok()?;
     let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     for pid in pids.filter(|pid| *pid != own) {
         let Ok(files) = fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
-        if files.flatten().any(|file| fs::read_link(file.path()).is_ok_and(|target| target == path)) {
+        if files.flatten().any(|file| fs::metadata(file.path()).is_ok_and(|meta| meta.st_rdev() == number)) {
             let name = word(&PathBuf::from(format!("/proc/{pid}/comm"))).unwrap_or_default();
             return Some(format!("process {pid} ({name})"));
         }
