@@ -2,7 +2,9 @@
 
 use crate::checkpoint::{self, Checkpointed, Stamp};
 use crate::error::StoreError;
+use crate::inline::PATIENCE;
 use crate::intent::Intent;
+use crate::journal::ring::HostFull;
 use crate::store::Core;
 use crate::superblock::{JournalPosition, Superblock};
 use crate::tx::TxClass;
@@ -44,13 +46,21 @@ impl Core {
 
     /// Whether a checkpoint will give node blocks back, and soon.
     pub(crate) fn checkpoint_frees(&self) -> bool {
-        (self.checkpoint_running.get() || self.since_freeze.get() > 0) && !self.unwritten.host_full.get()
+        (self.checkpoint_running.get() || self.since_freeze.get() > 0) && !self.unwritten.host_is_full()
     }
 
-    /// The host has no room, or has some again. A checkpoint waits for it; who waits for that checkpoint is answered.
+    /// A write-out found no room on the host, or some again. A checkpoint waits for it; who waits for that checkpoint is answered.
     pub(crate) fn set_host_full(&self, full: bool) {
-        if self.unwritten.host_full.replace(full) != full {
-            self.journal.set_host_full(full);
+        let was = self.unwritten.host_is_full();
+        let now = self.ctx.now();
+        let since = self.unwritten.full_since.get().unwrap_or(now);
+        self.unwritten.full_since.set(full.then_some(since));
+        self.journal.set_host_full(match full {
+            false => HostFull::No,
+            true if now - since < PATIENCE => HostFull::Now,
+            true => HostFull::Stays,
+        });
+        if was != full {
             self.checkpoint_done.notify_all();
             self.unpark();
         }
@@ -76,7 +86,7 @@ impl Core {
             }
             let done = self.checkpoint_done.notified();
             self.kick_checkpoint();
-            if self.unwritten.host_full.get() {
+            if self.unwritten.host_is_full() {
                 return Err(StoreError::HostFull);
             }
             done.await;
@@ -133,7 +143,7 @@ impl Core {
     /// One checkpoint that a caller asked for. When it has to wait for a full host, the caller does not.
     pub(crate) async fn checkpoint_now(self: &Rc<Core>) -> Result<(), StoreError> {
         let full = async {
-            while !self.unwritten.host_full.get() {
+            while !self.unwritten.host_is_full() {
                 self.checkpoint_done.notified().await;
             }
             Err(StoreError::HostFull)
@@ -166,7 +176,7 @@ impl Core {
     pub(crate) async fn checkpoint(&self) -> Result<(), StoreError> {
         while self.checkpoint_running.get() {
             self.is_well()?;
-            if self.unwritten.host_full.get() {
+            if self.unwritten.host_is_full() {
                 return Err(StoreError::HostFull);
             }
             self.checkpoint_done.notified().await;

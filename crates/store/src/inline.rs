@@ -11,7 +11,7 @@ use crate::error::StoreError;
 use crate::intent::{Bytes, Inline, Intent, Map};
 use crate::store::Core;
 use crate::tx::{Extent, SealedTx};
-use cobalt_base::{BLOCK_SIZE, Lsn};
+use cobalt_base::{BLOCK_SIZE, Lsn, Nanos};
 use cobalt_bdev::IoError;
 use cobalt_dma::Slice;
 use cobalt_reactor::sync::Notify;
@@ -24,7 +24,9 @@ use std::time::Duration;
 const TURN_BLOCKS: usize = 256;
 const RUN_BLOCKS: usize = 64;
 /// Pause before a write-out that found the host full is tried again.
-const FULL_PAUSE: Duration = Duration::from_millis(50);
+pub(crate) const FULL_PAUSE: Duration = Duration::from_millis(50);
+/// A host that was full for so long counts as one that stays so.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
 
 /// One block's bytes: a part of those of its map. What is missing of the block is zeros.
 #[derive(Clone)]
@@ -57,8 +59,8 @@ pub(crate) struct Unwritten {
     promised: Cell<u64>,
     /// Something was written out since the last flush for a checkpoint.
     unflushed: Cell<bool>,
-    /// The host had no room for a write-out: no more small writes are taken in until it has.
-    pub(crate) host_full: Cell<bool>,
+    /// Since when the host has no room for a write-out: no more small writes are taken in until it has.
+    pub(crate) full_since: Cell<Option<Nanos>>,
     running: Cell<bool>,
     /// Told when blocks are added, when a write-out ends, and when the target ends.
     pub(crate) changed: Notify,
@@ -154,6 +156,11 @@ impl Unwritten {
         }
     }
 
+    /// Whether the host refused the last write-out.
+    pub(crate) fn host_is_full(&self) -> bool {
+        self.full_since.get().is_some()
+    }
+
     /// Blocks whose bytes are only here and in the journal.
     pub(crate) fn len(&self) -> u64 {
         self.blocks.borrow().len() as u64
@@ -161,7 +168,7 @@ impl Unwritten {
 
     fn promise(self: &Rc<Unwritten>, blocks: u64, most: u64) -> Option<Promise> {
         let promised = self.promised.get() + blocks;
-        if self.host_full.get() || self.len() + promised > most {
+        if self.host_is_full() || self.len() + promised > most {
             return None;
         }
         self.promised.set(promised);
@@ -218,7 +225,7 @@ impl Core {
         data_bytes > 0
             && data_bytes <= self.limits.inline_max
             && self.regions.data.device.identify().volatile_cache
-            && !self.unwritten.host_full.get()
+            && !self.unwritten.host_is_full()
     }
 
     /// The bytes of a transaction for its record; none when they are to be written to their blocks now.

@@ -8,6 +8,7 @@ use crate::apply::{Halt, Shape};
 use crate::balloc::{Balloc, ReadPin, Reservation};
 use crate::error::StoreError;
 use crate::geometry::{Geometry, JOURNAL_LEN_MIN, Region};
+use crate::inline::{FULL_PAUSE, PATIENCE};
 use crate::limits::Limits;
 use crate::stage::Stage;
 use crate::store::Store;
@@ -19,6 +20,9 @@ use cobalt_reactor::Ctx;
 use std::cell::RefCell;
 use std::rc::Rc;
 use uuid::Uuid;
+
+/// Refused write-outs, at least, of a host that stays full.
+pub const REFUSALS_MIN: u64 = (PATIENCE.as_millis() / FULL_PAUSE.as_millis()) as u64;
 
 /// What an open target has met, beyond its counters.
 #[derive(Clone, Copy, Debug, Default)]

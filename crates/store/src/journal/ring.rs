@@ -34,6 +34,17 @@ pub(crate) struct Start {
     pub named: u64,
 }
 
+/// Whether the host under the data region has room for what the journal wants to write out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum HostFull {
+    #[default]
+    No,
+    /// A write-out was refused; the next one may find room. Deletes wait for that, others are told.
+    Now,
+    /// It was refused again and again.
+    Stays,
+}
+
 pub(crate) struct Journal {
     meta: Region,
     arena: Arena,
@@ -56,7 +67,7 @@ pub(crate) struct Journal {
     /// Told when space comes back, and when the target fails.
     pub(crate) room: Notify,
     /// The host is full: a checkpoint waits for it, and gives no room back before it has some.
-    host_full: Cell<bool>,
+    host_full: Cell<HostFull>,
     /// Told when space is asked for and lacking.
     pub(crate) short: Notify,
     /// The record buffer; kept, so that a full arena cannot stop the journal.
@@ -109,7 +120,7 @@ impl Journal {
             waiting: Cell::new(0),
             waits: Cell::new(0),
             room: Notify::default(),
-            host_full: Cell::new(false),
+            host_full: Cell::new(HostFull::No),
             short: Notify::default(),
             buf: RefCell::new(Some(buf)),
             payload_max,
@@ -172,7 +183,7 @@ impl Journal {
     }
 
     /// Says whether a checkpoint waits for the host. Those who wait for its room are told.
-    pub(crate) fn set_host_full(&self, full: bool) {
+    pub(crate) fn set_host_full(&self, full: HostFull) {
         if self.host_full.replace(full) != full {
             self.room.notify_all();
         }
@@ -212,7 +223,8 @@ impl Journal {
                 self.reserved.set(self.reserved.get() + bytes);
                 return Ok(Room { journal: self.clone(), bytes });
             }
-            if self.host_full.get() {
+            let patience = if class < TxClass::Delete { HostFull::Now } else { HostFull::Stays };
+            if self.host_full.get() >= patience {
                 return Err(StoreError::HostFull);
             }
             if self.waiting.get() >= self.waiters_max {

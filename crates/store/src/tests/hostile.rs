@@ -568,6 +568,36 @@ fn readers_of_many_rows_do_not_wait_for_each_others_memory() {
     });
 }
 
+/// Found by a soak of the models: the journal had no room left even for a delete while the host was full for a moment.
+#[test]
+fn a_delete_waits_for_a_host_that_is_full_for_a_moment() {
+    run(43, async |ctx| {
+        let rig = Rig::new(&ctx).await;
+        let fids: Vec<_> = (0..400).map(|n| fid(1, n)).collect();
+        for fid in &fids {
+            rig.put(*fid, 0, &pattern(1, 512)).await.unwrap();
+        }
+        rig.put(fid(1, 400), 0, &pattern(1, 512)).await.unwrap();
+        rig.data.host_full.set(true);
+        rig.data.fail_write_in.set(Some(0));
+        let failing = rig.data.clone();
+        let within = ctx.clone();
+        let room_again = ctx.spawn(async move {
+            within.sleep(Duration::from_millis(500)).await;
+            failing.fail_write_in.set(None);
+        });
+        let begun = ctx.now();
+        for fid in &fids {
+            rig.store.cob_delete(*fid).await.expect("a delete is patient");
+        }
+        assert!(
+            ctx.now() - begun >= Duration::from_millis(500),
+            "the journal had room for all: nothing was shown"
+        );
+        room_again.await;
+    });
+}
+
 /// Found by fail-the-Nth: small writes in the journal wait for the host, the checkpoint for them, and everybody for it.
 #[test]
 fn a_host_that_stays_full_answers_everybody() {
