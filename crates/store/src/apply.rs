@@ -76,10 +76,7 @@ pub(crate) fn run(
             Intent::FreeStep { fid, rows } => free_step(stage, *fid, *rows, fx)?,
             Intent::Fence { session } => fence(stage, *session, fx)?,
             Intent::DropTombs { session, rows } => drop_tombs(stage, *session, *rows, fx)?,
-            Intent::Ctg(CtgOp::Put { ctg, key, value }) => {
-                stage.put(TreeId::Ctg, schema::ctg_key(*ctg, key), value);
-            }
-            Intent::Ctg(CtgOp::Delete { ctg, key }) => stage.delete(TreeId::Ctg, schema::ctg_key(*ctg, key)),
+            Intent::Ctg(op) => change_ctg(stage, op),
             Intent::Named { generation } => fx.named = *generation,
             Intent::Inline(Inline { map, bytes }) => {
                 if bytes.len() as u64 != map.len {
@@ -92,6 +89,13 @@ pub(crate) fn run(
         }
     }
     Ok(())
+}
+
+/// Puts a change of a catalogue on the stage.
+pub(crate) fn change_ctg(stage: &Stage, op: &CtgOp) {
+    let (CtgOp::Put { ctg, key, .. } | CtgOp::Delete { ctg, key }) = op;
+    let value = if let CtgOp::Put { value, .. } = op { Some(value.as_slice()) } else { None };
+    stage.change(TreeId::Ctg, &schema::ctg_start(*ctg), key, value);
 }
 
 /// Whether a session is fenced. Fenced sessions are kept as merged intervals.

@@ -304,9 +304,13 @@ impl Core {
 
     /// Puts one transaction's changes on the stage, and its intents behind the payload.
     fn attempt(&self, group: &mut Group, work: &Work, lsn: Lsn, fx: &mut Effects) -> Result<(), Halt> {
-        let decided: Vec<Intent>;
-        let intents = match &work.kind {
-            Kind::Fixed(intents) => intents,
+        match &work.kind {
+            Kind::Fixed(intents) => {
+                apply::run(&group.stage, self.shape, lsn, intents, fx)?;
+                if !intents.is_empty() {
+                    intent::encode(intents, &mut group.payload);
+                }
+            }
             Kind::Decide(decide) => {
                 let stage = match planted(Canary::ConditionOnApplied) {
                     false => group.stage.clone(),
@@ -315,13 +319,11 @@ impl Core {
                 let ops = decide(&CtgView { stage, lsn })?;
                 let (entry, key) = (self.forest.entry_max(), self.forest.key_max());
                 ctg::check_ops(&ops, entry, key, self.ctg_tx).map_err(Halt::Refused)?;
-                decided = ops.into_iter().map(Intent::Ctg).collect();
-                &decided
+                ops.iter().for_each(|op| apply::change_ctg(&group.stage, op));
+                if !ops.is_empty() {
+                    ctg::encode(&ops, &mut group.payload);
+                }
             }
-        };
-        apply::run(&group.stage, self.shape, lsn, intents, fx)?;
-        if !intents.is_empty() {
-            intent::encode(intents, &mut group.payload);
         }
         Ok(())
     }

@@ -197,6 +197,40 @@ fn encoded_len(ops: &[CtgOp]) -> usize {
     4 + varint_len(ops.len()) + ops.iter().map(op_len).sum::<usize>()
 }
 
+/// Appends a transaction of these operations to a record's payload, byte for byte as [`crate::intent::encode`] does.
+pub(crate) fn encode(ops: &[CtgOp], out: &mut Vec<u8>) {
+    let at = out.len();
+    out.extend_from_slice(&[0; 4]);
+    put_number(ops.len(), out);
+    for op in ops {
+        let (CtgOp::Put { ctg, key, .. } | CtgOp::Delete { ctg, key }) = op;
+        out.extend_from_slice(&[CTG_INTENT, u8::from(matches!(op, CtgOp::Delete { .. }))]);
+        put_number(*ctg as usize, out);
+        put_bytes(key, out);
+        if let CtgOp::Put { value, .. } = op {
+            put_bytes(value, out);
+        }
+    }
+    let len = u32::try_from(out.len() - at - 4).expect("checked against the largest transaction");
+    out[at..at + 4].copy_from_slice(&len.to_le_bytes());
+}
+
+/// The place of `Ctg` among the intents.
+const CTG_INTENT: u8 = 5;
+
+fn put_bytes(bytes: &[u8], out: &mut Vec<u8>) {
+    put_number(bytes.len(), out);
+    out.extend_from_slice(bytes);
+}
+
+fn put_number(mut n: usize, out: &mut Vec<u8>) {
+    while n >= 0x80 {
+        out.push((n & 0x7f) as u8 | 0x80);
+        n >>= 7;
+    }
+    out.push(n as u8);
+}
+
 /// Bytes of a number in the journal's encoding: seven bits in each.
 fn varint_len(n: usize) -> usize {
     ((usize::BITS - n.leading_zeros()).max(1) as usize).div_ceil(7)
@@ -245,6 +279,9 @@ mod tests {
             let intents: Vec<_> = ops[..count].iter().cloned().map(Intent::Ctg).collect();
             encode(&intents, &mut bytes);
             assert_eq!(bytes.len(), encoded_len(&ops[..count]), "{count}");
+            let mut same = Vec::new();
+            super::encode(&ops[..count], &mut same);
+            assert!(same == bytes, "one form on disk, whichever way it is made: {count}");
             assert_eq!(decode(&bytes, 1, 0).expect("whole"), [intents]);
         }
     }

@@ -114,8 +114,13 @@ pub(crate) fn free_key(start: u64) -> [u8; 9] {
     number_key(FREE, start)
 }
 
+/// What all keys of a catalogue begin with.
+pub(crate) fn ctg_start(ctg: u32) -> [u8; 4] {
+    ctg.to_be_bytes()
+}
+
 pub(crate) fn ctg_key(ctg: u32, key: &[u8]) -> CtgKey {
-    let mut full = CtgKey::from_slice(&ctg.to_be_bytes());
+    let mut full = CtgKey::from_slice(&ctg_start(ctg));
     full.extend_from_slice(key);
     full
 }

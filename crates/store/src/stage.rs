@@ -25,9 +25,16 @@ struct Key {
 
 impl Key {
     fn new(tree: TreeId, key: &[u8]) -> Key {
+        Key::of(tree, &[], key)
+    }
+
+    /// The key that begins with `start` and goes on with `rest`.
+    fn of(tree: TreeId, start: &[u8], rest: &[u8]) -> Key {
+        let mut full = SmallVec::with_capacity(1 + start.len() + rest.len());
         // The order of `TreeId::ALL`.
-        let mut full = SmallVec::from_slice(&[tree as u8]);
-        full.extend_from_slice(key);
+        full.push(tree as u8);
+        full.extend_from_slice(start);
+        full.extend_from_slice(rest);
         let mut head = [0; 16];
         let len = full.len().min(head.len());
         head[..len].copy_from_slice(&full[..len]);
@@ -38,12 +45,6 @@ impl Key {
     fn place(&self) -> (TreeId, &[u8]) {
         let (rank, key) = self.full.split_first().expect("a key on the stage begins with its tree");
         (TreeId::ALL[usize::from(*rank)], key)
-    }
-}
-
-impl Clone for Key {
-    fn clone(&self) -> Key {
-        Key { head: self.head, full: SmallVec::from_slice(&self.full) }
     }
 }
 
@@ -75,11 +76,20 @@ struct Inner {
     changes: BTreeMap<Key, Change>,
     values: Vec<u8>,
     /// What each change since the savepoint replaced, newest last.
-    undo: Vec<(Key, Option<Change>)>,
+    undo: Vec<Undo>,
     /// Bytes of `values` at the savepoint.
     kept: usize,
     /// What the forest had lost of that which was to stay, when the first change was touched.
     lost: Option<u64>,
+}
+
+/// A change since the savepoint.
+struct Undo {
+    tree: TreeId,
+    /// Its key, among the values.
+    key: (usize, usize),
+    /// What it replaced.
+    old: Option<Change>,
 }
 
 impl Inner {
@@ -175,15 +185,26 @@ impl Stage {
     }
 
     pub(crate) fn put(&self, tree: TreeId, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
-        let inner = &mut *self.inner.borrow_mut();
-        let from = inner.values.len();
-        inner.values.extend_from_slice(value.as_ref());
-        let place = (from, inner.values.len());
-        inner.change(Key::new(tree, key.as_ref()), Some(place));
+        self.change(tree, &[], key.as_ref(), Some(value.as_ref()));
     }
 
     pub(crate) fn delete(&self, tree: TreeId, key: impl AsRef<[u8]>) {
-        self.inner.borrow_mut().change(Key::new(tree, key.as_ref()), None);
+        self.change(tree, &[], key.as_ref(), None);
+    }
+
+    /// Puts or deletes (`None`) the key that begins with `start` and goes on with `rest`.
+    pub(crate) fn change(&self, tree: TreeId, start: &[u8], rest: &[u8], value: Option<&[u8]>) {
+        let inner = &mut *self.inner.borrow_mut();
+        let values = &mut inner.values;
+        let mut keep = |parts: [&[u8]; 2]| {
+            let from = values.len();
+            parts.into_iter().for_each(|part| values.extend_from_slice(part));
+            (from, values.len())
+        };
+        let key = keep([start, rest]);
+        let place = value.map(|value| keep([value, &[]]));
+        let old = inner.changes.insert(Key::of(tree, start, rest), place);
+        inner.undo.push(Undo { tree, key, old });
     }
 
     /// What changed since the last savepoint stays.
@@ -196,7 +217,8 @@ impl Stage {
     /// Takes back what changed since the last savepoint.
     pub(crate) fn rollback(&self) {
         let inner = &mut *self.inner.borrow_mut();
-        while let Some((key, old)) = inner.undo.pop() {
+        while let Some(Undo { tree, key, old }) = inner.undo.pop() {
+            let key = Key::new(tree, inner.value(key));
             match old {
                 Some(old) => inner.changes.insert(key, old),
                 None => inner.changes.remove(&key),
@@ -246,7 +268,7 @@ impl Stage {
     fn missed(&self, most: usize) -> Vec<Miss> {
         let inner = &mut *self.inner.borrow_mut();
         inner.lost.get_or_insert_with(|| self.forest.lost());
-        self.forest.touch_all(inner.undo.iter().map(|(full, _)| full.place()), most)
+        self.forest.touch_all(inner.undo.iter().map(|undo| (undo.tree, inner.value(undo.key))), most)
     }
 
     /// Puts the changes into the trees. A change that is in is taken off the stage, so that a miss, which
@@ -264,13 +286,6 @@ impl Stage {
             return Err(miss);
         }
         Ok(())
-    }
-}
-
-impl Inner {
-    fn change(&mut self, key: Key, change: Change) {
-        let old = self.changes.insert(key.clone(), change);
-        self.undo.push((key, old));
     }
 }
 

@@ -22,7 +22,10 @@ pub fn run(args: &Args) -> anyhow::Result<Figures> {
 
 async fn drive(ctx: &Ctx, args: &Args) -> anyhow::Result<Figures> {
     // A checkpoint when half of the cache is dirty, or the journal filled: it writes a leaf once for many changes.
-    let limits = Limits { node_cache: args.cache.0, dirty_max: args.cache.0 / 2, ..Limits::default() };
+    // No data, so none of the cache is set aside for them.
+    let (node_cache, dirty_max) = (args.cache.0, args.cache.0 / 2);
+    let limits =
+        Limits { node_cache, dirty_max, inline_max: 0, inline_unwritten_max: 0, ..Limits::default() };
     let meta = (args.keys * META_PER_KEY + args.journal.0 + (1 << 30)).next_multiple_of(1 << 20);
     let mut place = Place::memory(meta, 1 << 30, limits);
     place.journal = Some(args.journal.0);

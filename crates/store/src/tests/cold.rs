@@ -10,6 +10,7 @@ use crate::tree::{Forest, TreeLimits};
 use crate::{CtgOp, CtgView, Extent, Limits, Region};
 use cobalt_bdev::{Device, MemBdev};
 use cobalt_dma::{Arena, ArenaConfig};
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 use uuid::Uuid;
@@ -39,6 +40,49 @@ fn a_decision_looks_at_more_nodes_than_the_cache_keeps() {
         };
         let counted = ctx.timeout(Duration::from_secs(60), rig.store.ctg().transact(count)).await;
         assert_eq!(counted.expect("it ends").unwrap().0, 240);
+    });
+}
+
+#[test]
+fn a_transaction_decides_once_however_many_of_its_leaves_are_not_in_memory() {
+    run(43, async |ctx| {
+        let limits = Limits { node_cache: 4096, dirty_max: 16 << 10, ..Limits::tiny() };
+        let rig = Rig::with(&ctx, limits).await;
+        let put = |n| CtgOp::Put { ctg: 1, key: row(n), value: vec![1; 700] };
+        for n in 0..240 {
+            rig.store.ctg().transact(move |_: &CtgView| Ok((vec![put(n)], ()))).await.unwrap();
+        }
+        rig.store.checkpoint().await.unwrap();
+        let (reads, decided) = (rig.store.counters().node_reads, Rc::new(Cell::new(0)));
+        let count = decided.clone();
+        let spread = move |_: &CtgView| {
+            count.set(count.get() + 1);
+            Ok(((0..7).map(|i| put(i * 34)).collect(), ()))
+        };
+        rig.store.ctg().transact(spread).await.unwrap();
+        assert!(rig.store.counters().node_reads > reads + 3, "most of the leaves were read");
+        assert_eq!(decided.get(), 1);
+    });
+}
+
+#[test]
+fn who_waits_for_a_running_checkpoint_asks_for_no_other() {
+    run(44, async |ctx| {
+        let rig = Rig::with(&ctx, Limits::tiny()).await;
+        let put = |n| CtgOp::Put { ctg: 1, key: row(n), value: vec![1; 700] };
+        let before = rig.store.counters().checkpoints;
+        rig.store.ctg().transact(move |_: &CtgView| Ok((vec![put(1)], ()))).await.unwrap();
+        let store = rig.store.clone();
+        let running = ctx.spawn(async move { store.checkpoint().await });
+        while !rig.store.is_checkpointing() {
+            ctx.yield_now().await;
+        }
+        rig.store.ctg().transact(move |_: &CtgView| Ok((vec![put(2)], ()))).await.unwrap();
+        assert!(rig.store.is_checkpointing(), "a transaction waits for none");
+        rig.store.0.kick_checkpoint();
+        running.join().await.unwrap().unwrap();
+        ctx.sleep(Duration::from_secs(1)).await;
+        assert_eq!(rig.store.counters().checkpoints, before + 1);
     });
 }
 

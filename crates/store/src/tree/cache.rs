@@ -404,11 +404,12 @@ impl Cache {
         at
     }
 
-    /// Moves a clean or frozen node to a new block of the running generation. A frozen one is copied:
-    /// the old image is still to be written.
+    /// Moves a clean or frozen node to a new block of the running generation. A frozen one is copied when
+    /// its old image is still to be made.
     pub fn rewrite(&mut self, at: usize, block: u64, generation: u64) {
         assert!(self.peek(block).is_none(), "node block {block} is cached twice");
-        self.doubled += usize::from(self.entries[at].state == State::Frozen);
+        let entry = &self.entries[at];
+        self.doubled += usize::from(entry.state == State::Frozen && Rc::strong_count(&entry.node) > 1);
         self.leave_state(at);
         let entry = &mut self.entries[at];
         entry.state = State::Dirty(self.dirty.len());

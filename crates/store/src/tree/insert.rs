@@ -4,6 +4,7 @@ use super::cache::Hint;
 use super::forest::{Forest, Inner, Path};
 use super::limits::HEIGHT_MAX;
 use super::node::{Node, child_bytes};
+use super::read::Finger;
 use super::{Miss, NodeRef, Root, TreeId};
 use smallvec::SmallVec;
 use std::borrow::Cow;
@@ -68,9 +69,10 @@ impl Forest {
 impl Inner {
     /// The leaf of each key, and everything of it that a change reads, on its way to the processor.
     fn leaves(&self, batch: &[(TreeId, &[u8], Option<&[u8]>)]) -> SmallVec<[Option<Hint>; TOGETHER]> {
+        let mut finger = Finger::default();
         let found: SmallVec<[Option<usize>; TOGETHER]> = batch
             .iter()
-            .map(|(tree, key, _)| self.leaf_ref(*tree, key).ok().flatten())
+            .map(|(tree, key, _)| self.leaf_near(&mut finger, *tree, key).ok().flatten())
             .map(|leaf| self.cache.peek(leaf?.block))
             .collect();
         let warm =

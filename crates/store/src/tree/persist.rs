@@ -85,19 +85,14 @@ impl Forest {
         pace: impl Fn(f64) -> Option<Duration>,
     ) -> Result<Roots, MetaError> {
         let mut nodes = frozen.nodes.take();
-        let (mut sums, total) = (BlockMap::default(), nodes.len() as f64);
-        let mut done = 0;
         nodes.sort_unstable_by_key(|node| (node.level, node.block));
-        for level in nodes.chunk_by(|a, b| a.level == b.level) {
-            self.write_nodes(level, &mut sums, |written| pace((done + written) as f64 / total)).await?;
-            done += level.len();
-        }
+        let blocks: Vec<u64> = nodes.iter().map(|node| node.block).collect();
+        let mut sums = BlockMap::default();
+        self.write_nodes(nodes, &mut sums, pace).await?;
         self.write_bitmap(frozen).await?;
         if !planted(Canary::SuperblockBeforeNodes) {
             self.0.meta.flush().await.map_err(MetaError::io("flush after the checkpoint's nodes"))?;
         }
-        let blocks: Vec<u64> = nodes.iter().map(|node| node.block).collect();
-        drop(nodes);
         self.thaw(frozen.generation, &blocks, &sums);
         let mut roots = frozen.roots;
         for root in &mut roots {
@@ -121,28 +116,37 @@ impl Forest {
         inner.space.release(&frozen.freed);
     }
 
-    /// Writes the nodes of one level, when those below it have their checksums in `sums`; adds theirs.
+    /// Writes nodes, children before their parents, and adds their checksums to `sums`. Each is let go once its image is
+    /// made: who changes it from then on need not copy it.
     async fn write_nodes(
         &self,
-        nodes: &[Rc<Node>],
+        nodes: Vec<Rc<Node>>,
         sums: &mut BlockMap<u64>,
-        pace: impl Fn(usize) -> Option<Duration>,
+        pace: impl Fn(f64) -> Option<Duration>,
     ) -> Result<(), MetaError> {
         let size = self.0.geometry.node_size as usize;
         let most = (self.0.limits.write_bytes / size).max(1);
-        let (mut writes, mut written) = (FuturesUnordered::new(), 0);
-        let neighbours = nodes.chunk_by(|a, b| a.block + 1 == b.block).flat_map(|run| run.chunks(most));
-        for run in neighbours {
+        let (mut writes, mut written, total) = (FuturesUnordered::new(), 0, nodes.len() as f64);
+        let (mut nodes, mut run) = (nodes.into_iter().peekable(), Vec::<Rc<Node>>::new());
+        while nodes.peek().is_some() {
+            // Neighbours.
+            while run.len() < most
+                && let Some(node) =
+                    nodes.next_if(|next| run.last().is_none_or(|last| last.block + 1 == next.block))
+            {
+                run.push(node);
+            }
             let mut buf = self.0.arena.alloc(run.len() * size).await;
             for (node, out) in run.iter().zip(buf.chunks_exact_mut(size)) {
                 let sum = node.seal(self.0.seed, out, |child| known(sums, child));
                 sums.insert(node.block, sum);
             }
             let at = self.0.geometry.node_at(run[0].block);
+            written += run.len();
+            run.clear();
             writes.push(self.0.meta.write(at, std::iter::once(buf.freeze()).collect(), false));
             self.below(&mut writes, self.0.limits.writes_in_flight).await?;
-            written += run.len();
-            match pace(written) {
+            match pace(written as f64 / total) {
                 Some(pause) => self.0.ctx.sleep(pause).await,
                 None => self.0.ctx.yield_now().await,
             }

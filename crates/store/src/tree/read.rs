@@ -2,11 +2,32 @@
 
 use super::forest::{Forest, Inner, Path};
 use super::insert::TOGETHER;
+use super::node::Node;
 use super::{Miss, NodeRef, TreeId};
 use smallvec::SmallVec;
 
 /// A key and its value.
 pub type KeyValue = (Vec<u8>, Vec<u8>);
+
+/// Where the search for a leaf went last: keys that follow each other mostly share the node above their leaves.
+#[derive(Default)]
+pub(super) struct Finger<'a>(Option<Above<'a>>);
+
+/// A node above leaves, and a range of keys that it holds.
+struct Above<'a> {
+    tree: TreeId,
+    node: &'a Node,
+    from: &'a [u8],
+    until: Option<&'a [u8]>,
+}
+
+impl<'a> Finger<'a> {
+    fn node(&self, tree: TreeId, key: &[u8]) -> Option<&'a Node> {
+        let above = self.0.as_ref()?;
+        let holds = above.tree == tree && key >= above.from && above.until.is_none_or(|until| key < until);
+        holds.then_some(above.node)
+    }
+}
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
@@ -196,13 +217,27 @@ impl Inner {
         Ok((root.height > 0).then_some(next))
     }
 
-    /// The pointer to the leaf of `key`; none in an empty tree.
-    pub fn leaf_ref(&self, tree: TreeId, key: &[u8]) -> Result<Option<NodeRef>, Miss> {
+    /// The pointer to the leaf of `key`; none in an empty tree. Leaves the finger on the node above it.
+    pub fn leaf_near<'a>(
+        &'a self,
+        finger: &mut Finger<'a>,
+        tree: TreeId,
+        key: &'a [u8],
+    ) -> Result<Option<NodeRef>, Miss> {
+        if let Some(above) = finger.node(tree, key) {
+            return Ok(Some(above.child(above.child_index(key))));
+        }
         let root = self.roots[tree.index()];
-        let mut next = root.node;
+        let (mut next, mut until) = (root.node, None);
         for level in (1..root.height).rev() {
             let node = self.cache.node(self.find(tree, next, level)?);
-            next = node.child(node.child_index(key));
+            let index = node.child_index(key);
+            if level > 1 && index + 1 < node.count() {
+                until = Some(node.key(index + 1));
+            } else if level == 1 {
+                *finger = Finger(Some(Above { tree, node, from: key, until }));
+            }
+            next = node.child(index);
         }
         Ok((root.height > 0).then_some(next))
     }

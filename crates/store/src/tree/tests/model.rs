@@ -78,17 +78,33 @@ impl World {
 
     /// What was touched in an open epoch never misses, whatever happened since.
     fn apply(&mut self) {
+        let changes = self.pending.iter().map(|(_, tree, k, v)| (*tree, k.as_slice(), v.as_deref()));
+        self.forest.apply(changes).expect("a touched key never misses");
         for (_epoch, tree, k, v) in self.pending.drain(..) {
             let map = &mut self.model[tree.index()];
             match v {
-                Some(v) => {
-                    self.forest.put(tree, &k, &v).expect("a touched key never misses");
-                    map.insert(k, v);
-                }
-                None => {
-                    let was = self.forest.delete(tree, &k).expect("a touched key never misses");
-                    assert_eq!(was, map.remove(&k).is_some());
-                }
+                Some(v) => drop(map.insert(k, v)),
+                None => drop(map.remove(&k)),
+            }
+        }
+    }
+
+    /// Many changes at one time, as a group of transactions is applied.
+    async fn change(&mut self, tree: u8, keys: std::ops::Range<u16>, make: impl Fn(u16) -> Option<Vec<u8>>) {
+        let id = TreeId::ALL[usize::from(tree)];
+        let changes: Vec<_> = keys.map(|i| (key(i), make(i))).collect();
+        let mut left = changes.as_slice();
+        while let Err((done, miss)) =
+            self.forest.apply(left.iter().map(|(k, v)| (id, k.as_slice(), v.as_deref())))
+        {
+            left = &left[done..];
+            self.forest.load(miss).await.expect("load");
+        }
+        for (k, v) in changes {
+            let map = &mut self.model[usize::from(tree)];
+            match v {
+                Some(v) => drop(map.insert(k, v)),
+                None => drop(map.remove(&k)),
             }
         }
     }
@@ -142,15 +158,11 @@ impl World {
         match act {
             Act::Put(t, k, len, seed) => self.put(t, key(k), value(len, seed)).await,
             Act::Fill(t, k, n, len) => {
-                for i in k..k + u16::from(n) {
-                    self.put(t, key(i), value(len, i as u8)).await;
-                }
+                self.change(t, k..k + u16::from(n), |i| Some(value(len, i as u8))).await;
             }
             Act::Delete(t, k) => self.delete(t, key(k)).await,
             Act::Empty(t, k, n) => {
-                for i in k..k + u16::from(n) {
-                    self.delete(t, key(i)).await;
-                }
+                self.change(t, k..k + u16::from(n), |_| None).await;
             }
             Act::Get(t, k) => {
                 let (id, k) = (TreeId::ALL[usize::from(t)], key(k));
