@@ -157,8 +157,15 @@ impl Forest {
     /// # Errors
     /// [`MetaError::Full`] when the miss was one of space; `Io` and `Corrupt` from the read.
     pub async fn load(&self, miss: Miss) -> Result<(), MetaError> {
-        let Want::Node { tree, node, level } = miss.0 else { return Err(MetaError::Full) };
         let shared = &self.0;
+        let (tree, node, level) = match miss.0 {
+            Want::Node { tree, node, level } => (tree, node, level),
+            Want::Space => return Err(MetaError::Full),
+            Want::Order { block } => {
+                let at = shared.geometry.node_at(block);
+                return Err(Corrupt::new("btree node", at, "its keys are not those that lead to it").into());
+            }
+        };
         if !shared.wants(tree, node, level)? {
             return Ok(());
         }

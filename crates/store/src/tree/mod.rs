@@ -154,6 +154,8 @@ pub(crate) enum Want {
     Node { tree: TreeId, node: NodeRef, level: u32 },
     /// Free node blocks.
     Space,
+    /// A leaf whose keys belong before, or behind, those that lead to it: damage.
+    Order { block: u64 },
 }
 
 /// What can go wrong on a meta region.

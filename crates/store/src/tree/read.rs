@@ -3,8 +3,9 @@
 use super::forest::{Forest, Inner, Path};
 use super::insert::TOGETHER;
 use super::node::Node;
-use super::{Miss, NodeRef, TreeId};
+use super::{Miss, NodeRef, TreeId, Want};
 use smallvec::SmallVec;
+use std::cmp::Ordering;
 
 /// A key and its value.
 pub type KeyValue = (Vec<u8>, Vec<u8>);
@@ -118,7 +119,8 @@ impl Forest {
             if let Some(leaf) = place.last_mut() {
                 leaf.index += 1;
             }
-            path = inner.settle(tree, place, Way::Up)?;
+            let last = entries.last().map_or(from, |(key, _)| key.as_slice());
+            path = inner.settle(tree, place, Way::Up, last)?;
         }
         Ok(entries)
     }
@@ -256,16 +258,25 @@ impl Inner {
             (Ok(i), _) | (Err(i), Way::Up) => i,
             (Err(i), Way::Down) => i.wrapping_sub(1),
         };
-        self.settle(tree, path, way)
+        self.settle(tree, path, way, from)
     }
 
-    /// Moves a path whose leaf index is outside of the leaf on to the next leaf that has entries.
-    fn settle(&self, tree: TreeId, mut path: Path, way: Way) -> Result<Option<Path>, Miss> {
+    /// Moves a path whose leaf index is outside of the leaf on to the next leaf that has entries. They lie on the other side of
+    /// `past`, or the leaf is damaged: who goes from key to key would go in a circle.
+    fn settle(&self, tree: TreeId, mut path: Path, way: Way, past: &[u8]) -> Result<Option<Path>, Miss> {
+        let mut moved = false;
         loop {
-            match path.last() {
-                Some(leaf) if leaf.index < self.cache.node(leaf.at).count() => return Ok(Some(path)),
-                _ => {}
+            if let Some(leaf) = path.last() {
+                let node = self.cache.node(leaf.at);
+                if leaf.index < node.count() {
+                    let side = if way == Way::Up { Ordering::Less } else { Ordering::Greater };
+                    if moved && node.key(leaf.index).cmp(past) == side {
+                        return Err(Miss(Want::Order { block: node.block }));
+                    }
+                    return Ok(Some(path));
+                }
             }
+            moved = true;
             path.pop();
             loop {
                 let Some(place) = path.last_mut() else { return Ok(None) };

@@ -2,6 +2,7 @@
 
 use super::rig::{Model, Rig, key, retry, run, tiny, value};
 use crate::superblock::{self, Verdict};
+use crate::tree::node::{Expect, Node};
 use crate::tree::{Forest, MetaError, TreeId, verify};
 
 async fn filled(ctx: &cobalt_reactor::Ctx) -> (Rig, Forest) {
@@ -225,5 +226,47 @@ fn a_node_that_two_trees_refer_to_answers_for_its_own_alone() {
             let found = look(&forest, tree, 1).await;
             assert!(matches!(found, Err(MetaError::Corrupt(_))), "{tree:?}: {found:?}");
         }
+    });
+}
+
+/// Found by `prove fuzz --seed 109299110434670 --case 242550`: a start that went from key to key never came to an end.
+#[test]
+fn leaves_in_each_other_s_place_are_damage_and_no_circle() {
+    run(18, |ctx| async move {
+        let (rig, _) = filled(&ctx).await;
+        let mut superblock = rig.superblock.borrow().clone();
+        let seed = crate::tree::forest::seed_of(superblock.target);
+        let (root, at) = (superblock.roots[0], superblock.geometry.node_at(superblock.roots[0].node.block));
+        let expect = Expect {
+            seed,
+            tree: TreeId::Cob,
+            level: root.height - 1,
+            node: root.node,
+            node_blocks: superblock.geometry.node_blocks,
+        };
+        let mut node = Node::parse(&read_block(&rig, at).await, &expect).expect("the root is whole");
+        let children: Vec<_> = (0..4).map(|i| node.child(i)).collect();
+        for (i, child) in children.iter().enumerate() {
+            node.set_child((i + 2) % 4, *child);
+        }
+        let mut bytes = vec![0; 4096];
+        superblock.roots[0].node.checksum = node.seal(seed, &mut bytes, |child| child.checksum);
+        write_block(&rig, at, &bytes).await;
+        let forest =
+            Forest::open(&rig.ctx, &rig.meta, &rig.arena, &superblock, rig.limits).await.expect("open");
+        let (mut from, mut steps) = (Vec::new(), 0);
+        let found = loop {
+            match forest.next(TreeId::Cob, &from) {
+                Ok(Some((key, _))) => from = [key.as_slice(), &[0]].concat(),
+                Ok(None) => break Ok(()),
+                Err(miss) => match forest.load(miss).await {
+                    Ok(()) => {}
+                    Err(error) => break Err(error),
+                },
+            }
+            steps += 1;
+            assert!(steps < 10_000, "it goes in a circle");
+        };
+        assert!(matches!(found, Err(MetaError::Corrupt(_))), "{found:?}");
     });
 }

@@ -25,8 +25,8 @@ const INPUTS: u64 = 1_100_000;
 /// Every so-manieth input is a ring, and a whole image.
 const RING_EVERY: u64 = 110;
 const IMAGE_EVERY: u64 = 550;
-/// Bytes of memory for each byte of a parser's input, and for any.
-const MEMORY_FACTOR: u64 = 32;
+/// Bytes of memory for each byte of a parser's input, and for any. An intent of two bytes takes over a hundred in memory.
+const MEMORY_FACTOR: u64 = 128;
 const MEMORY_LEAST: u64 = 64 << 10;
 /// Bytes for an image: two arenas are there before.
 const MEMORY_IMAGE: u64 = 96 << 20;
