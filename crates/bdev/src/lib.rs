@@ -1,6 +1,6 @@
 //! The block device: read, write, flush, deallocate and identify over owned buffers, with an answer
 //! for every operation. Everything that stores bytes goes through here; what is behind it (a file,
-//! a block device, memory, later an NVMe queue pair) is named by a URI.
+//! a block device, memory, an NVMe queue pair) is named by a URI.
 
 mod device;
 mod holder;
@@ -17,6 +17,6 @@ pub use device::{Bdev, Device, Done, Identify, Io, IoCounters, IoError, Op, Writ
 pub use mem::MemBdev;
 pub use open::{Engine, OpenError, OpenMode, open_uri, reserve_head};
 pub use threads::Threads;
-pub use uri::{DeviceKind, DeviceUri, UriError};
+pub use uri::{DeviceKind, DeviceUri, NvmeName, UriError};
 pub use uring::Uring;
 pub use volatile::VolatileCache;

@@ -1,4 +1,4 @@
-//! What names a device: `file:PATH?size=8GiB&sparse=true`, `uring:/dev/nvme0n1`, `mem:4GiB`. Parsed into
+//! What names a device: `file:PATH?size=8GiB&sparse=true`, `uring:/dev/nvme0n1`, `nvme:0000:03:00.0/1`, `mem:4GiB`. Parsed into
 //! typed values once; printing gives text that parses to the same value.
 
 use cobalt_base::ByteSize;
@@ -35,6 +35,13 @@ pub enum DeviceKind {
         /// Where it is.
         path: PathBuf,
     },
+    /// A namespace of a controller that this process drives.
+    Nvme {
+        /// Which controller.
+        controller: NvmeName,
+        /// Which of its namespaces.
+        nsid: u32,
+    },
     /// Memory that is forgotten at exit.
     Mem {
         /// Size of the device.
@@ -42,19 +49,37 @@ pub enum DeviceKind {
     },
 }
 
+/// How an NVMe controller is named.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum NvmeName {
+    /// By its place on the bus, in full: `0000:03:00.0`.
+    Address(String),
+    /// By its serial number, wherever it is.
+    Serial(String),
+}
+
+impl fmt::Display for NvmeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NvmeName::Address(address) => f.write_str(address),
+            NvmeName::Serial(serial) => write!(f, "serial={serial}"),
+        }
+    }
+}
+
 /// Why text is not the name of a device.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UriError {
     /// No scheme, or one that does not exist.
     #[error(
-        "`{uri}` names no kind of device: begin with `file:`, `uring:` or `mem:`, as in `file:data/t0?size=8GiB`"
+        "`{uri}` names no kind of device: begin with `file:`, `uring:`, `nvme:` or `mem:`, as in `file:data/t0?size=8GiB`"
     )]
     Scheme { uri: String },
-    /// A kind of device that this build cannot drive.
+    /// No controller, or no namespace.
     #[error(
-        "`{uri}`: `nvme:` devices are not part of this build: use `uring:/dev/nvme0n1` or `file:PATH?size=8GiB`"
+        "`{uri}` names no namespace of a controller: write its PCI address or serial number and the namespace, as in `nvme:0000:03:00.0/1` or `nvme:serial=S4XX/1`"
     )]
-    NotBuilt { uri: String },
+    Namespace { uri: String },
     /// Nothing after the scheme.
     #[error("`{uri}` has no path: write it after the colon, as in `{scheme}:data/t0`")]
     NoPath { uri: String, scheme: &'static str },
@@ -79,7 +104,7 @@ impl DeviceUri {
     pub fn path(&self) -> Option<&Path> {
         match &self.kind {
             DeviceKind::File { path, .. } | DeviceKind::Uring { path } => Some(path),
-            DeviceKind::Mem { .. } => None,
+            DeviceKind::Mem { .. } | DeviceKind::Nvme { .. } => None,
         }
     }
 
@@ -148,6 +173,31 @@ fn size(uri: &str, key: &'static str, value: &str) -> Result<ByteSize, UriError>
     }
 }
 
+/// `0000:03:00.0/1`, `03:00.0/1` or `serial=S4XX/1`.
+fn namespace(place: &str) -> Option<DeviceKind> {
+    let (controller, nsid) = place.rsplit_once('/')?;
+    let nsid = nsid.parse().ok().filter(|nsid| *nsid != 0 && *nsid != u32::MAX)?;
+    let controller = match controller.strip_prefix("serial=") {
+        Some("") => return None,
+        Some(serial) => NvmeName::Serial(serial.to_owned()),
+        None => NvmeName::Address(pci_address(controller)?),
+    };
+    Some(DeviceKind::Nvme { controller, nsid })
+}
+
+/// A PCI address in full and in lower case.
+fn pci_address(text: &str) -> Option<String> {
+    let full = if text.len() == 7 { format!("0000:{text}") } else { text.to_ascii_lowercase() };
+    let shape = full.len() == 12
+        && full.bytes().enumerate().all(|(at, byte)| match at {
+            4 | 7 => byte == b':',
+            10 => byte == b'.',
+            11 => matches!(byte, b'0'..=b'7'),
+            _ => byte.is_ascii_hexdigit(),
+        });
+    shape.then(|| full.to_ascii_lowercase())
+}
+
 impl FromStr for DeviceUri {
     type Err = UriError;
     fn from_str(uri: &str) -> Result<DeviceUri, UriError> {
@@ -181,7 +231,10 @@ impl FromStr for DeviceUri {
                 query.end("mem", "volatile_cache")?;
                 DeviceKind::Mem { size: size(uri, "size", place)? }
             }
-            "nvme" => return Err(UriError::NotBuilt { uri: uri.into() }),
+            "nvme" => {
+                query.end("nvme", "volatile_cache")?;
+                namespace(place).ok_or_else(|| UriError::Namespace { uri: uri.into() })?
+            }
             _ => return Err(scheme_error()),
         };
         Ok(DeviceUri { kind, volatile_cache })
@@ -198,6 +251,7 @@ impl fmt::Display for DeviceUri {
                 keys.extend(sparse.then(|| "sparse=true".to_owned()));
             }
             DeviceKind::Uring { path } => write!(f, "uring:{}", path.display())?,
+            DeviceKind::Nvme { controller, nsid } => write!(f, "nvme:{controller}/{nsid}")?,
             DeviceKind::Mem { size } => write!(f, "mem:{size}")?,
         }
         keys.extend(self.volatile_cache.map(|s| format!("volatile_cache={s}")));
@@ -221,6 +275,8 @@ mod tests {
             "file:/var/t0",
             "file:t0?size=1MiB&sparse=true&volatile_cache=64MiB",
             "uring:/dev/nvme0n1",
+            "nvme:0000:03:00.0/1",
+            "nvme:serial=S4XX 1/2",
             "uring:/dev/nvme0n1?volatile_cache=4MiB",
             "mem:4GiB",
             "mem:64MiB?volatile_cache=1MiB",
@@ -238,7 +294,11 @@ mod tests {
         for (text, hint) in [
             ("data/t0", "begin with `file:`"),
             ("http:x", "begin with `file:`"),
-            ("nvme:0000:03:00.0/1", "not part of this build"),
+            ("nvme:0000:03:00.0", "names no namespace"),
+            ("nvme:0000:03:00.0/0", "names no namespace"),
+            ("nvme:0000:03:00.9/1", "names no namespace"),
+            ("nvme:serial=/1", "names no namespace"),
+            ("nvme:0000:03:00.0/1?size=8GiB", "unknown key `size`"),
             ("file:", "no path"),
             ("uring:?volatile_cache=4MiB", "no path"),
             ("file:x?sise=8GiB", "unknown key `sise`: file: devices have size, sparse and volatile_cache"),

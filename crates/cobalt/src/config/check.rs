@@ -9,7 +9,7 @@ use super::{
     Setting, TargetConfig, TargetDevice, UNIT_SIZE_DEFAULT, directory_of,
 };
 use cobalt_base::{BLOCK_SIZE, ByteSize};
-use cobalt_bdev::{DeviceUri, UriError};
+use cobalt_bdev::{DeviceKind, DeviceUri, UriError};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -283,15 +283,10 @@ fn device(
     target: &str,
     raw: &Spanned<String>,
 ) -> Result<DeviceUri, ConfigError> {
-    let uri: DeviceUri = raw.get_ref().parse().map_err(|e| match e {
-        UriError::NotBuilt { uri } => {
-            source.error(&raw.span(), Fault::NotBuiltIn(uri), "use file:PATH?size=SIZE or uring:/dev/DISK")
-        }
-        bad => {
-            let text = bad.to_string();
-            let (what, hint) = text.rsplit_once(": ").unwrap_or((&text, "see `cobalt config example`"));
-            source.error(&raw.span(), Fault::BadValue(what.to_owned()), hint)
-        }
+    let uri: DeviceUri = raw.get_ref().parse().map_err(|bad: UriError| {
+        let text = bad.to_string();
+        let (what, hint) = text.rsplit_once(": ").unwrap_or((&text, "see `cobalt config example`"));
+        source.error(&raw.span(), Fault::BadValue(what.to_owned()), hint)
     })?;
     let uri = uri.relative_to(&source.base);
     if let Some(identity) = identity(&uri)
@@ -349,6 +344,7 @@ fn whole(source: &Source<'_>, config: &Config) -> Result<(), ConfigError> {
             });
         }
     }
+    controllers(source, config)?;
     let layout = config.cluster.layout.value;
     let targets = config.targets().count();
     if targets < layout.width() {
@@ -367,6 +363,38 @@ fn whole(source: &Source<'_>, config: &Config) -> Result<(), ConfigError> {
                 "add listen = [\"tcp://127.0.0.1:PORT\"]",
             )
         });
+    }
+    Ok(())
+}
+
+/// A controller belongs to one process, and so does a whole IOMMU group.
+fn controllers(source: &Source<'_>, config: &Config) -> Result<(), ConfigError> {
+    let mut owners: HashMap<String, (&str, String)> = HashMap::new();
+    for process in &config.processes {
+        for target in &process.targets {
+            for uri in target.device.uris() {
+                let DeviceKind::Nvme { controller, .. } = &uri.kind else { continue };
+                let address = crate::host::address_of(controller);
+                let group = crate::host::group_of(&address);
+                let keys = [Some(address.clone()), group.map(|group| format!("IOMMU group {group}"))];
+                for key in keys.into_iter().flatten() {
+                    let owner = owners.entry(key.clone()).or_insert((&process.name, address.clone()));
+                    if owner.0 != process.name {
+                        let what = format!(
+                            "the processes `{}` and `{}` would share {key} (controllers {} and {address})",
+                            owner.0, process.name, owner.1
+                        );
+                        return Err(ConfigError {
+                            line: Some(target.line),
+                            ..source.incomplete(
+                                what,
+                                "give all targets of a controller, and of its group, to one process",
+                            )
+                        });
+                    }
+                }
+            }
+        }
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! The identity that tells two names of one device apart from two devices.
 
-use cobalt_bdev::DeviceUri;
+use cobalt_bdev::{DeviceKind, DeviceUri};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -13,10 +13,15 @@ pub enum Identity {
     Node(u64),
     /// A file that does not exist yet: where it would be, links in the way resolved.
     Absent(PathBuf),
+    /// A namespace of a controller: its address where that is known, else what names it.
+    Namespace(String, u32),
 }
 
 /// What to compare devices by. Memory has nothing: each is its own.
 pub fn identity(uri: &DeviceUri) -> Option<Identity> {
+    if let DeviceKind::Nvme { controller, nsid } = &uri.kind {
+        return Some(Identity::Namespace(crate::host::address_of(controller), *nsid));
+    }
     let path = uri.path()?;
     if let Ok(meta) = std::fs::metadata(path) {
         if meta.file_type().is_block_device() || meta.file_type().is_char_device() {

@@ -88,8 +88,6 @@ fn two_names_of_one_file_are_one_device() {
 fn what_is_not_there_yet_says_so() {
     let e = changed("reactor = 0", "reactor = 1");
     assert_eq!((e.fault, e.line), (Fault::Reactor(1), Some(line_of("reactor"))));
-    let e = changed("file:data/t0?size=8GiB", "nvme:0000:03:00.0/1");
-    assert!(matches!(e.fault, Fault::NotBuiltIn(_)), "{e}");
     for scheme in ["rdma://127.0.0.1:7000", "shm:run/p0.sock"] {
         let e = changed("tcp://127.0.0.1:7000", scheme);
         assert!(matches!(e.fault, Fault::NotBuiltIn(_)), "{e}");

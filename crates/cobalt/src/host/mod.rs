@@ -16,7 +16,27 @@ pub use pages::nodes;
 pub use prepare::{Request, reset, setup};
 pub use state::State;
 
+use cobalt_bdev::NvmeName;
+use cobalt_nvme::vfio::host::Function;
 use std::path::Path;
+
+/// A controller's address: as it is named, or by the serial number that was written down when it was given away. What is
+/// not known is its own name.
+pub fn address_of(name: &NvmeName) -> String {
+    match name {
+        NvmeName::Address(address) => address.clone(),
+        NvmeName::Serial(serial) => {
+            let known = State::load().unwrap_or_default();
+            let found = known.devices.into_iter().find(|(_, device)| device.serial == *serial);
+            found.map_or_else(|| name.to_string(), |(address, _)| address)
+        }
+    }
+}
+
+/// The IOMMU group of a controller of this host.
+pub fn group_of(address: &str) -> Option<u32> {
+    Function::at(address.parse().ok()?)?.group
+}
 
 /// A file's only word.
 fn word(path: &Path) -> Option<String> {

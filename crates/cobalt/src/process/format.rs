@@ -103,7 +103,7 @@ fn one(target: &TargetConfig, uuid: Uuid, cluster: Uuid, force: bool) -> Result<
     let name = target.name.clone();
     let done = on_reactor(move |ctx, arena| async move {
         let mode = OpenMode { create: true, lock_wait: LOCK_WAIT, ..OpenMode::default() };
-        let regions = open_regions(&ctx, &arena, &device, None, mode).await?;
+        let regions = open_regions(&ctx, std::slice::from_ref(&arena), &device, None, mode).await?;
         let size = regions.meta.len + regions.data.len;
         // When the host is full, data is refused; journal and trees go on, so that deleting does.
         if let Some(path) = sparse_meta(&device) {
@@ -138,7 +138,7 @@ fn sparse_meta(device: &TargetDevice) -> Option<PathBuf> {
 ///
 /// # Errors
 /// When the system gives no reactor or memory.
-pub fn on_reactor<T, F>(task: impl FnOnce(Ctx, Arena) -> F) -> Result<T, Failure>
+pub fn on_reactor<T, F>(task: impl FnOnce(Ctx, Arena) -> F + 'static) -> Result<T, Failure>
 where
     T: 'static,
     F: Future<Output = T> + 'static,
@@ -146,5 +146,10 @@ where
     let failed = |e: std::io::Error| Failure::new("the system gives no reactor").cause(e);
     let reactor = Reactor::new(ReactorConfig::default()).map_err(failed)?;
     let arena = Arena::new(ArenaConfig { limit: ARENA }).map_err(failed)?;
-    Ok(reactor.block_on(task(reactor.ctx(), arena)))
+    let ctx = reactor.ctx();
+    Ok(reactor.block_on(async move {
+        let done = task(ctx, arena).await;
+        super::nvme::close_all().await;
+        done
+    }))
 }

@@ -13,6 +13,7 @@ mod incarnation;
 mod keys;
 pub mod lock;
 mod metrics;
+pub mod nvme;
 mod pool;
 mod reactor;
 mod report;
@@ -109,7 +110,7 @@ pub fn run(plan: Plan, _lock: Lock, announce: impl FnOnce(&str)) -> Result<(), F
 fn start_reactor(plan: &Plan, secret: ClusterSecret) -> Result<ReactorThread, Failure> {
     let system = |e: std::io::Error| Failure::new("the system gives no reactor").cause(e);
     let limit = usize::try_from(plan.process.arena.value.0).unwrap_or(usize::MAX);
-    let arena = Arena::new(ArenaConfig { limit }).map_err(|e| {
+    let arena = new_arena(&plan.process, limit).map_err(|e| {
         Failure::new(format!("no memory for an arena of {}", plan.process.arena.value)).cause(e)
     })?;
     let (questions, inbox) = mailbox(QUESTIONS);
@@ -130,4 +131,14 @@ fn start_reactor(plan: &Plan, secret: ClusterSecret) -> Result<ReactorThread, Fa
         })
         .map_err(system)?;
     Ok(ReactorThread { thread, started, questions, stop, arena })
+}
+
+/// An arena of a process: of hugepages where a controller that it drives will reach into it.
+fn new_arena(process: &ProcessConfig, limit: usize) -> std::io::Result<Arena> {
+    let driven = |uri: &&cobalt_bdev::DeviceUri| matches!(uri.kind, cobalt_bdev::DeviceKind::Nvme { .. });
+    let config = ArenaConfig { limit };
+    if process.targets.iter().any(|target| target.device.uris().iter().any(driven)) {
+        return Arena::new_on_hugepages(config);
+    }
+    Arena::new(config)
 }

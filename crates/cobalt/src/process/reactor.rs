@@ -10,7 +10,7 @@ use crate::control;
 use cobalt_cas::limits::CollectorLimits;
 use cobalt_cas::{Cas, CasService, RemoteTargets, SoleReplica};
 use cobalt_client::{Client, ClientConfig, Handle, LayoutConfig, PeerConfig};
-use cobalt_dma::{Arena, ArenaConfig};
+use cobalt_dma::Arena;
 use cobalt_fabric::{LocalNet, PeerAddr, TcpTransport, Transport};
 use cobalt_ios::Ios;
 use cobalt_reactor::{Ctx, JoinHandle, mailbox};
@@ -244,6 +244,7 @@ impl Process {
             })
         });
         let failed: Vec<String> = join_all(close).await.into_iter().flatten().collect();
+        super::nvme::close_all().await;
         if failed.is_empty() {
             return Ok(());
         }
@@ -300,7 +301,7 @@ async fn open_targets(ctx: &Ctx, arena: &Arena, plan: &Plan) -> Vec<Target> {
         cache: plan.process.cache.value.0,
         volatile_cache: plan.volatile_cache,
         read_only: false,
-        meta_arena: Arena::new(ArenaConfig { limit }).ok(),
+        meta_arena: super::new_arena(&plan.process, limit).ok(),
     };
     let opening = &opening;
     let open = plan.process.targets.iter().map(|target| async move {

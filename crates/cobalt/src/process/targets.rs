@@ -1,8 +1,9 @@
 //! From a target's line in the configuration to an open store, or to the one sentence that says why not.
 
+use super::nvme;
 use crate::config::{TargetConfig, TargetDevice};
 use cobalt_base::{BLOCK_SIZE, ByteSize};
-use cobalt_bdev::{Device, DeviceUri, OpenMode, open_uri};
+use cobalt_bdev::{Device, DeviceKind, DeviceUri, OpenMode, open_uri};
 use cobalt_dma::Arena;
 use cobalt_reactor::Ctx;
 use cobalt_store::{Limits, OpenOptions, Region, Regions, Store};
@@ -64,11 +65,18 @@ impl Opening {
 /// One sentence.
 pub async fn open_device(
     ctx: &Ctx,
-    arena: &Arena,
+    arenas: &[Arena],
     uri: &DeviceUri,
     volatile_cache: Option<ByteSize>,
     mode: OpenMode,
 ) -> Result<Device, String> {
+    if let DeviceKind::Nvme { controller, nsid } = &uri.kind {
+        if volatile_cache.or(uri.volatile_cache).is_some() {
+            return Err(format!("{uri}: volatile_cache is for files: a controller has a cache of its own"));
+        }
+        return nvme::open(ctx, arenas, controller, *nsid, mode).await;
+    }
+    let arena = arenas.first().ok_or("no memory for I/O")?;
     let mut uri = uri.clone();
     if volatile_cache.is_some() {
         uri.volatile_cache = volatile_cache;
@@ -90,26 +98,26 @@ pub fn with_sources(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// The two regions of a target.
+/// The two regions of a target. All memory of their I/O lies in `arenas`, most of it in the first.
 ///
 /// # Errors
 /// One sentence.
 pub async fn open_regions(
     ctx: &Ctx,
-    arena: &Arena,
+    arenas: &[Arena],
     device: &TargetDevice,
     volatile_cache: Option<ByteSize>,
     mode: OpenMode,
 ) -> Result<Regions, String> {
     match device {
         TargetDevice::One(uri) => {
-            let device = open_device(ctx, arena, uri, volatile_cache, mode).await?;
+            let device = open_device(ctx, arenas, uri, volatile_cache, mode).await?;
             split(&device)
                 .ok_or_else(|| format!("{uri} is too small: two regions need {}", ByteSize(2 * META_MIN)))
         }
         TargetDevice::Two { meta, data } => Ok(Regions {
-            meta: Region::whole(open_device(ctx, arena, meta, volatile_cache, mode).await?),
-            data: Region::whole(open_device(ctx, arena, data, volatile_cache, mode).await?),
+            meta: Region::whole(open_device(ctx, arenas, meta, volatile_cache, mode).await?),
+            data: Region::whole(open_device(ctx, arenas, data, volatile_cache, mode).await?),
         }),
     }
 }
@@ -149,8 +157,10 @@ pub async fn open(
         target.store = Err("it was never laid out: run `cobalt format`".into());
         return target;
     };
+    let arenas: Vec<Arena> =
+        [Some(arena), opening.meta_arena.as_ref()].into_iter().flatten().cloned().collect();
     let regions =
-        match open_regions(ctx, arena, &config.device, opening.volatile_cache, OpenMode::default()).await {
+        match open_regions(ctx, &arenas, &config.device, opening.volatile_cache, OpenMode::default()).await {
             Ok(regions) => regions,
             Err(why) => {
                 target.store = Err(why);

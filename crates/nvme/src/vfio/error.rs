@@ -28,7 +28,7 @@ pub enum VfioError {
     )]
     Permission { path: String, group: u32, memlock_mib: u64 },
     #[error("IOMMU group {group} of {address} is held by {holder}: one process has all of a group")]
-    Held { address: PciAddress, group: u32, holder: String },
+    Held { address: PciAddress, group: u32, holder: String, known: bool },
     #[error(
         "IOMMU group {group} of {address} cannot be used while other drivers have {others}: give those to vfio-pci too"
     )]

@@ -108,8 +108,9 @@ impl Handle {
                 },
                 _ if error.raw_os_error() == Some(libc::EBUSY) => {
                     let unknown = "another process, which this user may not see".to_owned();
-                    let holder = host::holder(&path).unwrap_or(unknown);
-                    VfioError::Held { address, group, holder }
+                    let holder = host::holder(&path);
+                    let known = holder.is_some();
+                    VfioError::Held { address, group, holder: holder.unwrap_or(unknown), known }
                 }
                 _ => VfioError::System { address, what: "opening", source: error },
             }

@@ -4,6 +4,7 @@
 mod address;
 mod bar;
 mod error;
+mod function;
 mod handle;
 pub mod host;
 mod iova;
@@ -13,5 +14,6 @@ mod sys;
 pub use address::{AddressError, PciAddress};
 pub use bar::Bar;
 pub use error::VfioError;
+pub use function::{VfioFunction, Wait};
 pub use handle::{Description, Handle, Notice};
 pub use iova::{IovaSpace, RangesError, parse_ranges};

@@ -14,7 +14,7 @@ use super::failure::{Code, Failure};
 use super::place;
 use crate::config::{Config, TargetDevice};
 use crate::process::identity::ClusterId;
-use crate::process::targets::{split, with_sources};
+use crate::process::targets::{open_device, split, with_sources};
 use cobalt_bdev::{DeviceKind, DeviceUri, OpenMode, open_uri};
 use cobalt_dma::Arena;
 use cobalt_reactor::Ctx;
@@ -146,6 +146,10 @@ fn by_device(text: &str) -> Result<Chosen, Failure> {
 async fn regions_of(ctx: &Ctx, arena: &Arena, device: &TargetDevice) -> Result<Regions, Unreadable> {
     let open = async |uri: &DeviceUri| {
         let mode = OpenMode::read_only();
+        if matches!(uri.kind, DeviceKind::Nvme { .. }) {
+            let opened = open_device(ctx, std::slice::from_ref(arena), uri, None, mode).await;
+            return opened.map_err(|why| Unreadable { kind: "missing", why });
+        }
         open_uri(ctx, arena, uri, mode)
             .await
             .map_err(|e| Unreadable { kind: kind_of(&e), why: with_sources(&e) })
@@ -177,7 +181,7 @@ fn kind_of(error: &cobalt_bdev::OpenError) -> &'static str {
         E::Locked { .. } => "in-use",
         E::TooSmall { .. } => "truncated",
         E::Empty { .. } | E::SizeNeeded { .. } => "empty",
-        E::HostFull { .. } | E::System { .. } | E::Memory { .. } => "system",
+        E::HostFull { .. } | E::System { .. } | E::Memory { .. } | E::Driven { .. } => "system",
     }
 }
 

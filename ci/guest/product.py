@@ -1,0 +1,175 @@
+"""The whole product on its own driver: a gateway and three storage processes, each with a controller of its own through
+VFIO; meta and data of the first on two namespaces."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import cluster
+import harness as h
+import pci
+from block import BODY, verify
+from scenario import run, scenario
+
+SLOW = 300
+state = {}
+
+
+def prepared():
+    """Three controllers with vfio-pci and hugepages for everybody, by the host's own tool."""
+    if "addresses" not in state:
+        addresses = pci.controllers()[:3]
+        h.run(h.ROOT / "hugepages/setup", "--pages", 700, *[w for a in addresses for w in ("--device", a)], env=h.environment(COBALT_BIN=h.BIN))
+        state["addresses"] = addresses
+    return state["addresses"]
+
+
+def started():
+    if "c" not in state:
+        first, second, _ = prepared()
+        devices = [f'meta = "nvme:{first}/1"\ndata = "nvme:{first}/2"', f'device = "nvme:{second}/1"', 'device = "nvme:serial=gamma/1"']
+        state["c"] = cluster.Cluster(pathlib.Path("/tmp/c"), devices=devices, ready_s=SLOW)
+        state["c"].start()
+        h.s3(state["c"].endpoint).create_bucket(Bucket="bucket")
+    return state["c"]
+
+
+@scenario
+def put_and_get_on_the_driver():
+    c = started()
+    client = h.s3(c.endpoint, read_timeout=SLOW)
+    for key, body in BODY.items():
+        client.put_object(Bucket="bucket", Key=key, Body=body)
+    verify(c)
+    backends = [t["backend"] for t in c.json("status")["targets"]]
+    h.check(all(b.startswith("nvme ") for b in backends), f"{backends}")
+    return ", ".join(backends)
+
+
+@scenario
+def an_idle_process_sleeps():
+    """Done when 3 of the issue: at most a hundredth of a core, and the first I/O after it completes."""
+    c = started()
+    h.time.sleep(3)
+    process = c.processes["p1"]
+    before, seconds = process.cpu_s(), 10
+    h.time.sleep(seconds)
+    share = (process.cpu_s() - before) / seconds
+    verify(c)
+    h.check(share <= 0.01, f"an idle process takes {share:.1%} of a core")
+    return f"{share:.2%} of an emulated core"
+
+
+@scenario
+def a_controller_in_use_is_refused_and_its_owner_named():
+    c = started()
+    said = h.cobalt("device", "unbind", state["addresses"][1], ok=(1,)).stderr.decode()
+    h.check(f"process {c.processes['p1'].pid} (cobalt)" in said, said)
+    said = h.run(h.BIN, "fsck", "--config", c.config, "t1", ok=(1,), timeout=SLOW)
+    h.check(f"held by process {c.processes['p1'].pid}" in (said.stdout + said.stderr).decode(), said)
+
+
+@scenario
+def killed_under_load():
+    c = started()
+    doomed = h.threading.Thread(target=lambda: h.status_of(lambda: h.s3(c.endpoint).put_object(Bucket="bucket", Key="doomed", Body=h.payload(30 * h.MIB, 4))))
+    doomed.start()
+    h.time.sleep(1)
+    c.kill()
+    doomed.join(SLOW)
+    h.fsck(["--config", c.config])
+    c.start()
+    verify(c)
+
+
+@scenario
+def read_without_one_controller():
+    c = started()
+    c.kill("p2")
+    verify(c)
+    h.check(c.json("status", ok=(4,))["degraded"], "status does not say degraded")
+    c.start("p2")
+    verify(c)
+
+
+@scenario
+def asked_for_under_load_it_becomes_an_error_of_its_target():
+    """The device is wanted back (VFIO's request): its process lets go, serves on, and reads are decoded."""
+    c = started()
+    unbind = subprocess.Popen(["sh", "-c", f"echo {state['addresses'][1]} >/sys/bus/pci/devices/{state['addresses'][1]}/driver/unbind"])
+    client = h.s3(c.endpoint, read_timeout=SLOW)
+    verify(c)
+    h.status_of(lambda: client.put_object(Bucket="bucket", Key="while", Body=BODY["unit"]))
+    verify(c)
+    h.check(c.processes["p1"].alive(), "the process died with its target")
+    c.processes["p1"].kill()
+    unbind.wait(120)
+    pci.bind(state["addresses"][1], "vfio-pci")
+    c.start("p1")
+    verify(c)
+
+
+@scenario
+def stopped_in_order_it_shuts_the_controllers_down():
+    c = started()
+    for name in reversed(cluster.ALL):  # The gateway first: it closes its session with the catalogue.
+        c.processes[name].terminate(120)
+    h.fsck(["--config", c.config])
+    c.start()
+    verify(c)
+
+
+@scenario
+def an_ordinary_user_runs_it():
+    c = started()
+    c.kill()
+    addresses = state["addresses"]
+    for address in addresses:
+        os.chown(f"/dev/vfio/{pci.group(address)}", 0, 1000)
+        os.chmod(f"/dev/vfio/{pci.group(address)}", 0o660)
+    h.run("chown", "-R", "1000:1000", "/tmp/c")
+    server = [h.BIN, "server", "--config", c.config, "--process", "p1"]
+    as_user = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups"]
+    short = subprocess.run(["prlimit", "--memlock=67108864:67108864", *as_user, "timeout", "20", *server], capture_output=True, text=True)
+    h.check("memlock limit is 64 MiB" in short.stdout + short.stderr, f"not told of the limit: {short.stdout}{short.stderr}")
+    full = subprocess.Popen(["prlimit", "--memlock=536870912:536870912", *as_user, *server], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        h.check(full.stdout.readline().startswith("ready"), "not ready")
+        status = h.cobalt_json("status", "--config", c.config, ok=(4,))
+        up = {t["name"]: t["up"] for t in status["targets"]}
+        h.check(up["t1"], f"{status}")
+    finally:
+        full.send_signal(signal.SIGTERM)
+        full.wait(60)
+    return "64 MiB of memlock are refused with the figure, 512 MiB do"
+
+
+@scenario
+def what_lies_on_another_disk_is_not_taken_for_the_target():
+    """Two controllers changed places: the uuid of the target tells."""
+    c = started()
+    c.kill()
+    first, second, _ = state["addresses"]
+    text = c.config.read_text()
+    other = pathlib.Path("/tmp/c/swapped.toml")
+    other.write_text(text.replace(f"nvme:{second}/1", "nvme:X/1").replace("nvme:serial=gamma/1", f"nvme:{second}/1").replace("nvme:X/1", "nvme:serial=gamma/1"))
+    server = subprocess.run(["timeout", "20", h.BIN, "server", "--config", other, "--process", "p1"], capture_output=True, text=True)
+    told = server.stdout + server.stderr
+    h.check("target t1" in told and "another" in told, told)
+    return next(line for line in told.splitlines() if "target t1" in line)[-200:]
+
+
+@scenario
+def one_controller_in_two_processes_is_refused():
+    c = started()
+    text = c.config.read_text().replace("nvme:serial=gamma/1", f"nvme:{state['addresses'][0]}/3")
+    other = pathlib.Path("/tmp/c/shared.toml")
+    other.write_text(text)
+    said = h.cobalt("config", "check", "--config", other, ok=(2,)).stderr.decode()
+    h.check("`p0` and `p2` would share" in said and state["addresses"][0] in said, said)
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:], "/tmp/c/*.log")

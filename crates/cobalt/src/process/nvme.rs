@@ -1,0 +1,123 @@
+//! Controllers that this process drives. A controller is opened once, however many of its namespaces are used: the reactor's
+//! thread knows which are open, and closes them when its targets are closed.
+
+use super::targets::with_sources;
+use crate::host::State;
+use cobalt_bdev::{Device, NvmeName, OpenMode};
+use cobalt_dma::Arena;
+use cobalt_nvme::vfio::host::controllers;
+use cobalt_nvme::vfio::{PciAddress, VfioFunction, Wait};
+use cobalt_nvme::{Controller, Limits};
+use cobalt_reactor::Ctx;
+use cobalt_reactor::sync::Semaphore;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+type Open = Rc<Controller<VfioFunction>>;
+
+/// What a reactor's thread drives.
+struct Controllers {
+    open: RefCell<BTreeMap<PciAddress, Open>>,
+    /// One at a time: two targets of one controller must not both open it.
+    turn: Semaphore,
+}
+
+thread_local! {
+    static CONTROLLERS: Rc<Controllers> =
+        Rc::new(Controllers { open: RefCell::default(), turn: Semaphore::new(1) });
+}
+
+/// Opens a namespace. All memory of its I/O lies in `arenas`.
+///
+/// # Errors
+/// One sentence.
+pub async fn open(
+    ctx: &Ctx,
+    arenas: &[Arena],
+    name: &NvmeName,
+    nsid: u32,
+    mode: OpenMode,
+) -> Result<Device, String> {
+    let controllers = CONTROLLERS.with(Rc::clone);
+    let _turn = controllers.turn.acquire(1).await;
+    let controller = match name {
+        NvmeName::Address(text) => {
+            let address = text.parse().map_err(|e| with_sources(&e))?;
+            controllers.at(ctx, arenas, address, mode).await?
+        }
+        NvmeName::Serial(serial) => controllers.of_serial(ctx, arenas, serial, mode).await?,
+    };
+    let namespace = controller.namespace(nsid).map_err(|e| with_sources(&e))?;
+    Ok(Device::new(Rc::new(namespace)))
+}
+
+/// Shuts every controller of this thread down. Whoever uses one is done.
+pub async fn close_all() {
+    let controllers = CONTROLLERS.with(Rc::clone);
+    let open = std::mem::take(&mut *controllers.open.borrow_mut());
+    for (address, controller) in open {
+        if let Err(error) = controller.close().await {
+            tracing::error!(%address, %error, "the controller was not shut down");
+        }
+    }
+}
+
+impl Controllers {
+    async fn at(
+        &self,
+        ctx: &Ctx,
+        arenas: &[Arena],
+        address: PciAddress,
+        mode: OpenMode,
+    ) -> Result<Open, String> {
+        if let Some(open) = self.open.borrow().get(&address) {
+            return Ok(open.clone());
+        }
+        let memory = arenas.iter().map(|arena| arena.region().1 as u64).sum();
+        let wait = Wait { time: mode.lock_wait, refuse_living: mode.refuse_living };
+        let function = VfioFunction::open(ctx, address, memory, wait).await.map_err(|e| with_sources(&e))?;
+        let opened = Controller::open(ctx, function, arenas, Limits::default()).await;
+        let controller = opened.map_err(|e| with_sources(&e))?;
+        self.open.borrow_mut().insert(address, controller.clone());
+        Ok(controller)
+    }
+
+    /// The controller with a serial number: known from when it was given away, or else each is asked.
+    async fn of_serial(
+        &self,
+        ctx: &Ctx,
+        arenas: &[Arena],
+        serial: &str,
+        mode: OpenMode,
+    ) -> Result<Open, String> {
+        let known = State::load().unwrap_or_default();
+        let told = |address: &PciAddress| known.devices.get(&address.to_string()).map(|d| d.serial.clone());
+        let given = controllers().into_iter().filter(|f| f.driver.as_deref() == Some("vfio-pci"));
+        let mut candidates: Vec<PciAddress> = given.map(|f| f.address).collect();
+        candidates.sort_by_key(|address| told(address).as_deref() != Some(serial));
+        let mut closed = Vec::new();
+        for address in candidates {
+            if told(&address).is_some_and(|other| !other.is_empty() && other != serial) {
+                continue;
+            }
+            let there = self.open.borrow().contains_key(&address);
+            match self.at(ctx, arenas, address, mode).await {
+                Ok(controller) if controller.identity().serial == serial => return Ok(controller),
+                Ok(controller) if !there => {
+                    self.open.borrow_mut().remove(&address);
+                    let _ = controller.close().await;
+                }
+                Ok(_) => {}
+                Err(why) => closed.push(why),
+            }
+        }
+        let mut text = format!(
+            "no controller with the serial number {serial} is given to vfio-pci: `cobalt device list` shows those of this host"
+        );
+        if !closed.is_empty() {
+            text = format!("{text}; not asked: {}", closed.join("; "));
+        }
+        Err(text)
+    }
+}
