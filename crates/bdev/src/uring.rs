@@ -17,6 +17,9 @@ use std::os::fd::AsRawFd;
 
 /// Operations in flight per device.
 const DEPTH: u32 = 256;
+/// Entries that wait for the reactor's next turn at most. The device works on them while tasks make the next ones; one
+/// call for each entry would cost more than it gains.
+const BATCH: usize = 8;
 /// Resubmissions without progress before an operation fails.
 const RETRIES_MAX: u8 = 16;
 /// Most pieces that the kernel takes in one vectored write (UIO_MAXIOV).
@@ -377,7 +380,11 @@ impl Bdev for Uring {
     }
 
     fn submit(&self, io: Io) {
-        self.inner.borrow_mut().start(io);
+        let mut inner = self.inner.borrow_mut();
+        inner.start(io);
+        if inner.queued >= BATCH {
+            inner.enter();
+        }
     }
 }
 

@@ -146,3 +146,30 @@ fn an_idle_device_costs_nothing() {
         drop(device);
     });
 }
+
+#[test]
+fn the_device_works_on_a_batch_while_tasks_still_run() {
+    on_ring("batch-0", |_, arena, device| async move {
+        let block = |n: u8| {
+            let mut buf = arena.try_alloc(4096).unwrap();
+            buf.fill(n);
+            buf.freeze()
+        };
+        device.write(0, smallvec![block(1)], false).await.unwrap();
+        let mut writes: Vec<_> =
+            (2..34).map(|n| Box::pin(device.write(0, smallvec![block(n)], false))).collect();
+        for write in &mut writes {
+            assert!(futures::poll!(write).is_pending());
+        }
+        // The reactor has had no turn since. All but what is less than a batch is the kernel's already.
+        let info = ring_info("batch-0").expect("the file is registered");
+        let entry = |name: &str| -> u64 {
+            let line = info.lines().find_map(|l| l.strip_prefix(name)).expect("the kernel says it");
+            line.trim().parse().unwrap()
+        };
+        assert!(entry("SqTail:") - entry("SqHead:") < 8, "{info}");
+        for done in join_all(writes).await {
+            done.unwrap();
+        }
+    });
+}
