@@ -1,17 +1,19 @@
 //! Row `cob-mem`: durable writes of 4 KiB on one core, with a device that answers at once. What is left is the
-//! store's own work: admission, look-up, blocks, extent map, group commit, journal, apply, checkpoints.
+//! store's own work: admission, look-up, blocks, extent map, group commit, journal, apply, checkpoints. Beside it
+//! the reactor's ceiling: as many tasks, whose operation does nothing but wait to be answered in a group.
 
 use super::taking::TakingBdev;
 use super::{Dice, Pool, write};
-use crate::clock::Clock;
+use crate::clock::{Clock, Lap};
 use crate::report::Report;
 use anyhow::ensure;
 use cobalt_base::{Fid, SessionId};
 use cobalt_bdev::{Bdev, Device, MemBdev};
 use cobalt_dma::{Arena, ArenaConfig};
+use cobalt_reactor::sync::{Notify, OneSender, oneshot};
 use cobalt_reactor::{Ctx, Reactor, ReactorConfig};
 use cobalt_store::{FormatOptions, Limits, OpenOptions, Region, Regions, Store, format};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use uuid::Uuid;
 
@@ -71,6 +73,8 @@ async fn drive(ctx: &Ctx, args: Args) -> anyhow::Result<()> {
         .set("groups", after.groups - before.groups)
         .set("checkpoints", after.checkpoints - before.checkpoints);
     report.set("journal_bytes", after.journal_bytes - before.journal_bytes);
+    let ceiling = ceiling(ctx, &args).await;
+    report.set("ceiling_ops_per_s", (args.ops as f64 / ceiling.seconds).round());
     report.print();
     store.close().await?;
     Ok(())
@@ -111,4 +115,39 @@ async fn phase(
         task.join().await.expect("nobody kills the tasks")?;
     }
     Ok(())
+}
+
+/// The same tasks without a store: each operation waits in a queue, and one task answers all who wait.
+async fn ceiling(ctx: &Ctx, args: &Args) -> Lap {
+    let queue: Rc<RefCell<Vec<OneSender<()>>>> = Rc::default();
+    let arrived = Rc::new(Notify::default());
+    let next = Rc::new(Cell::new(0));
+    let clock = Clock::start();
+    let mut tasks = Vec::new();
+    for _ in 0..args.depth {
+        let (queue, arrived, next, ops) = (queue.clone(), arrived.clone(), next.clone(), args.ops);
+        tasks.push(ctx.spawn(async move {
+            while next.get() < ops {
+                next.set(next.get() + 1);
+                let (reply, answer) = oneshot();
+                queue.borrow_mut().push(reply);
+                arrived.notify_all();
+                answer.await;
+            }
+        }));
+    }
+    let mut answered = 0;
+    while answered < args.ops {
+        while queue.borrow().is_empty() {
+            arrived.notified().await;
+        }
+        for reply in queue.take() {
+            reply.send(());
+            answered += 1;
+        }
+    }
+    for task in tasks {
+        task.join().await.expect("nobody kills the tasks");
+    }
+    clock.lap()
 }
