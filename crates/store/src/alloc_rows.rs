@@ -42,16 +42,45 @@ fn place(shape: Shape, extent: Extent) -> Result<(u64, u64), Halt> {
     }
 }
 
-fn summary(stage: &Stage, group: u64) -> Result<Option<u64>, Halt> {
-    match stage.get(TreeId::Balloc, &schema::summary_key(group))? {
-        Some(value) => Ok(Some(u64::from(schema::decode_u32("group summary", &value)?))),
-        None => Ok(None),
-    }
+/// The summary of the group at hand: read when its first extent comes, put on the stage behind its last one.
+struct Summary<'a> {
+    stage: &'a Stage,
+    group: Option<u64>,
+    /// `None`: there is no row, and all of the group is free.
+    free: Option<u64>,
+    /// Whether there is a row, and what it says.
+    row: Option<u64>,
 }
 
-fn put_summary(stage: &Stage, group: u64, free: u64) {
-    let free = u32::try_from(free).expect("a group has at most 32,768 blocks");
-    stage.put(TreeId::Balloc, schema::summary_key(group), free.to_le_bytes());
+impl<'a> Summary<'a> {
+    fn new(stage: &'a Stage) -> Summary<'a> {
+        Summary { stage, group: None, free: None, row: None }
+    }
+
+    /// Free blocks of a group.
+    fn of(&mut self, group: u64) -> Result<Option<u64>, Halt> {
+        if self.group != Some(group) {
+            self.put();
+            self.row = match self.stage.get(TreeId::Balloc, &schema::summary_key(group))? {
+                Some(value) => Some(u64::from(schema::decode_u32("group summary", &value)?)),
+                None => None,
+            };
+            (self.group, self.free) = (Some(group), self.row);
+        }
+        Ok(self.free)
+    }
+
+    fn put(&mut self) {
+        let Some(group) = self.group.take().filter(|_| self.free != self.row) else { return };
+        let key = schema::summary_key(group);
+        match self.free {
+            Some(free) => {
+                let free = u32::try_from(free).expect("a group has at most 32,768 blocks");
+                self.stage.put(TreeId::Balloc, key, free.to_le_bytes());
+            }
+            None => self.stage.delete(TreeId::Balloc, key),
+        }
+    }
 }
 
 fn put_free(stage: &Stage, start: u64, blocks: u64) {
@@ -65,12 +94,14 @@ pub(crate) const CHANGES_MAX: usize = 3;
 /// Enters what the transactions of one record took and freed. What one of them took another may have freed since,
 /// but never the other way round: freed blocks are reusable when their record is durable (I3).
 pub(crate) fn settle(stage: &Stage, shape: Shape, taken: &[Extent], freed: &[Extent]) -> Result<(), Halt> {
+    let mut summary = Summary::new(stage);
     for extent in merged(shape, taken) {
-        take(stage, shape, extent)?;
+        take(&mut summary, shape, extent)?;
     }
     for extent in merged(shape, freed) {
-        give(stage, shape, extent)?;
+        give(&mut summary, shape, extent)?;
     }
+    summary.put();
     Ok(())
 }
 
@@ -95,10 +126,11 @@ fn merged(shape: Shape, extents: &[Extent]) -> Vec<Extent> {
 }
 
 /// Takes blocks that must be free.
-fn take(stage: &Stage, shape: Shape, extent: Extent) -> Result<(), Halt> {
+fn take(summary: &mut Summary<'_>, shape: Shape, extent: Extent) -> Result<(), Halt> {
+    let stage = summary.stage;
     let (group, end) = place(shape, extent)?;
     let (first, len) = shape.group(group);
-    let free = match summary(stage, group)? {
+    let free = match summary.of(group)? {
         Some(free) => free,
         None => {
             put_free(stage, first, len);
@@ -120,15 +152,16 @@ fn take(stage: &Stage, shape: Shape, extent: Extent) -> Result<(), Halt> {
     if end < until {
         put_free(stage, end, until - end);
     }
-    put_summary(stage, group, free - u64::from(extent.blocks));
+    summary.free = Some(free - u64::from(extent.blocks));
     Ok(())
 }
 
 /// Gives blocks back that must not be free.
-pub(crate) fn give(stage: &Stage, shape: Shape, extent: Extent) -> Result<(), Halt> {
+fn give(summary: &mut Summary<'_>, shape: Shape, extent: Extent) -> Result<(), Halt> {
+    let stage = summary.stage;
     let (group, end) = place(shape, extent)?;
     let (first, len) = shape.group(group);
-    let Some(free) = summary(stage, group)? else {
+    let Some(free) = summary.of(group)? else {
         return Err(corrupt(extent, "freed, but its whole group is free"));
     };
     let free = free + u64::from(extent.blocks);
@@ -160,11 +193,11 @@ pub(crate) fn give(stage: &Stage, shape: Shape, extent: Extent) -> Result<(), Ha
         }
     }
     if free == len {
-        stage.delete(TreeId::Balloc, schema::summary_key(group));
+        summary.free = None;
         stage.delete(TreeId::Balloc, schema::free_key(start));
     } else {
         put_free(stage, start, until - start);
-        put_summary(stage, group, free);
+        summary.free = Some(free);
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ use crate::tree::{Miss, TreeId};
 use crate::tx::Extent;
 use cobalt_base::canary::{Canary, planted};
 use cobalt_base::{BLOCK_SIZE, Corrupt, Fid, Lsn, SessionId};
+use smallvec::SmallVec;
 
 /// Why an attempt ended.
 pub(crate) enum Halt {
@@ -213,35 +214,47 @@ fn map_range(stage: &Stage, shape: Shape, lsn: Lsn, map: &Map, fx: &mut Effects)
     Ok(())
 }
 
-/// Takes the old extents of a range out of the map; returns the count of blocks freed.
+fn map_row(value: &[u8]) -> Result<MapRow, Corrupt> {
+    schema::decode("extmap row", value)
+}
+
+/// A cob's first row at or behind `from`, and its offset. One that begins right there is read where it lies.
+fn first_row(stage: &Stage, fid: Fid, from: u64) -> Result<Option<(u64, MapRow)>, Halt> {
+    let key = schema::extmap_key(fid, from);
+    if let Some(row) = stage.get_with(TreeId::Extmap, &key, map_row)? {
+        return Ok(Some((from, row?)));
+    }
+    let Some((key, value)) = stage.next(TreeId::Extmap, &key)? else { return Ok(None) };
+    match schema::extmap_place(&key) {
+        Some((at, offset)) if at == fid => Ok(Some((offset, map_row(&value)?))),
+        _ => Ok(None),
+    }
+}
+
+/// Takes the old extents of a range out of the map, all but the row that the range's own first one replaces; returns the count of blocks freed.
 fn unmap(stage: &Stage, shape: Shape, map: &Map, chunk: u64, fx: &mut Effects) -> Result<u64, Halt> {
     // Whole chunks are replaced: also the one that a short last chunk replaces in part.
     let end = (map.offset + map.len).div_ceil(chunk) * chunk;
-    let mut overlaps = Vec::new();
+    let mut overlaps: SmallVec<[(u64, MapRow); 2]> = SmallVec::new();
     if map.offset > 0
         && let Some((key, value)) = stage.prev(TreeId::Extmap, &schema::extmap_key(map.fid, map.offset))?
         && let Some((fid, offset)) = schema::extmap_place(&key)
         && fid == map.fid
         && offset < map.offset
     {
-        overlaps.push((key, offset, schema::decode::<MapRow>("extmap row", &value)?));
+        overlaps.push((offset, map_row(&value)?));
     }
     let mut from = map.offset;
     while from < end
-        && let Some((key, value)) = stage.next(TreeId::Extmap, &schema::extmap_key(map.fid, from))?
+        && let Some((offset, row)) = first_row(stage, map.fid, from)?
+        && offset < end
     {
-        match schema::extmap_place(&key) {
-            Some((fid, offset)) if fid == map.fid && offset < end => {
-                let row = schema::decode::<MapRow>("extmap row", &value)?;
-                // Rows do not overlap: the next one begins behind this one's last chunk.
-                from = offset.saturating_add(row.len.max(1)).div_ceil(chunk).saturating_mul(chunk);
-                overlaps.push((key, offset, row));
-            }
-            _ => break,
-        }
+        // Rows do not overlap: the next one begins behind this one's last chunk.
+        from = offset.saturating_add(row.len.max(1)).div_ceil(chunk).saturating_mul(chunk);
+        overlaps.push((offset, row));
     }
     let mut freed = 0;
-    for (key, offset, row) in overlaps {
+    for (offset, row) in overlaps {
         if offset.saturating_add(row.len) <= map.offset {
             continue;
         }
@@ -249,10 +262,12 @@ fn unmap(stage: &Stage, shape: Shape, map: &Map, chunk: u64, fx: &mut Effects) -
         if !row.is_sound(chunk_size, shape.data_blocks) {
             return Err(Corrupt::new("extmap row", 0, format!("cob {} at {offset}: {row:?}", map.fid)).into());
         }
-        stage.delete(TreeId::Extmap, key.clone());
         if offset < map.offset {
             let left = cut(&row, chunk, 0, map.offset - offset);
-            stage.put(TreeId::Extmap, key, schema::encode(&left));
+            stage.put(TreeId::Extmap, schema::extmap_key(map.fid, offset), schema::encode(&left));
+        } else if offset > map.offset {
+            // What begins where the range does is replaced by the range's own first row.
+            stage.delete(TreeId::Extmap, schema::extmap_key(map.fid, offset));
         }
         if offset.saturating_add(row.len) > end {
             let right = cut(&row, chunk, end - offset, row.len);
