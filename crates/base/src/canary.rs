@@ -61,7 +61,7 @@ pub enum Canary {
 }
 
 impl Canary {
-    pub const ALL: [Canary; 20] = [
+    pub const ALL: [Canary; 24] = [
         Canary::ReplyBeforeFlush,
         Canary::NoFlush,
         Canary::FreeBeforeDurable,
@@ -82,6 +82,10 @@ impl Canary {
         Canary::NoTombstone,
         Canary::RefusalBeforeDurable,
         Canary::SweepWithoutFence,
+        Canary::NvmeNoGeneration,
+        Canary::NvmeFreedByAbort,
+        Canary::NvmeFlushRetried,
+        Canary::NvmeReuseWithoutProof,
     ];
 }
 

@@ -492,6 +492,10 @@ impl Inner {
 
     /// Answers a request of which no command is out.
     pub fn answer(&mut self, key: usize, answers: &mut Vec<Answer>) {
+        // One that failed half-way may still stand in the queue for its other parts.
+        if self.requests[key].error.is_some() {
+            self.ready.retain(|waiting| *waiting != key);
+        }
         let Request { io: Io { op, done }, error, .. } = self.requests.remove(key);
         let result = match (error, op) {
             (Some(error), _) => Err(error),

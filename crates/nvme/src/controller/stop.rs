@@ -133,13 +133,16 @@ impl<F: Function> Controller<F> {
     /// Keeps the proof; without one all memory is kept for ever.
     pub(super) fn set_stopped(&self, stopped: Option<DmaStopped>) -> Result<(), NvmeError> {
         let mut inner = self.inner.borrow_mut();
+        let kept = inner.queues.is_none(); // A reset had no proof, and gave all memory up.
         if stopped.is_none() {
             inner.leak();
-            inner.stopped = None;
+        }
+        let proven = stopped.is_some() && !kept;
+        inner.stopped = stopped;
+        if !proven {
             return Err(self
                 .unfit("nothing proves that it has stopped: the memory that it reached is not used again"));
         }
-        inner.stopped = stopped;
         Ok(())
     }
 }

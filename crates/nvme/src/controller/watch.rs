@@ -24,10 +24,10 @@ const EVENT_HEALTH: u32 = 1;
 pub(super) async fn watch<F: Function>(controller: Weak<Controller<F>>, news: Rc<Notify>) {
     loop {
         let Some(held) = controller.upgrade() else { return };
-        held.look().await;
         if !matches!(held.life(), Life::Starting | Life::Ready) {
             return;
         }
+        held.look().await;
         let (ctx, pause) = (held.ctx.clone(), held.pause());
         drop(held);
         let _ = ctx.timeout(pause, news.notified()).await;

@@ -160,7 +160,11 @@ impl State {
             }
             Fate::WrongCid => {
                 self.count(|c| c.illegal += 1);
-                let wrong = cid ^ 1 << self.rng.borrow_mut().random_range(0..16);
+                let mut wrong = cid ^ 1 << self.rng.borrow_mut().random_range(0..16);
+                // Another command's completion cannot be told from the right one.
+                while self.outstanding.borrow().contains(&(id, wrong)) {
+                    wrong = wrong.wrapping_add(1);
+                }
                 self.post(id, wrong, id, None, Status::SUCCESS, 0);
             }
             Fate::WrongQueue => {

@@ -11,6 +11,7 @@ mod fuzz;
 mod layout;
 mod models;
 mod nth;
+mod nvme;
 mod recovery;
 mod run;
 mod sim;
@@ -40,6 +41,8 @@ enum Layer {
     Corrupt,
     /// Changed input for everything that reads a disk
     Fuzz,
+    /// The NVMe driver on controllers that go wrong
+    Nvme,
 }
 
 #[derive(Parser)]
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
         Layer::Crash => crash::run(&options.run),
         Layer::Corrupt => corrupt::run(&options.run),
         Layer::Fuzz => fuzz::run(&options.run),
+        Layer::Nvme => nvme::run(&options.run),
     };
     run::report(&name, &options.run, outcome)
 }
