@@ -151,6 +151,14 @@ impl<F: Function> Controller<F> {
         page.ok_or_else(|| self.unfit("a log page is shorter than its layout"))
     }
 
+    /// Reads the page that an event names, which lets further ones of its kind come.
+    pub(crate) async fn clear_event(&self, page: u32) -> Result<(), NvmeError> {
+        const WORDS: u32 = 16;
+        let mut command = Command::new(admin::GET_LOG_PAGE, u32::MAX);
+        command.cdw10 = ((WORDS - 1) << 16 | page).into();
+        self.admin_page("Get Log Page, of an event", command).await.map(drop)
+    }
+
     /// Asks to be told of what happens. Answers are awaited by [`AdminWork::AsyncEvent`].
     pub(crate) fn ask_for_events(&self) {
         let mut inner = self.inner.borrow_mut();

@@ -235,3 +235,103 @@ fn a_turn_that_submits_rings_once_however_many_commands_there_are() {
         assert_eq!((after.rings - before.rings, after.sq_writes - before.sq_writes), (1, 1));
     });
 }
+
+#[test]
+fn a_request_that_fails_before_all_of_its_parts_were_issued_leaves_no_trace() {
+    run(|ctx, arena| async move {
+        let faults = Faults { status: 1_000_000, ..Faults::default() };
+        let config = SoftConfig { mdts: 1, faults, ..SoftConfig::new(MIB) };
+        let soft = Soft::new(&ctx, config, 7);
+        let limits = Limits { depth: 1, ..Limits::tiny() };
+        let arenas = std::slice::from_ref(&arena);
+        let controller = Controller::open(&ctx, soft, arenas, limits).await.expect("it comes up");
+        let device = device(&controller, 1);
+        for _ in 0..20 {
+            let write = device.write(0, data(&arena, 1 << 17, 1), false).await;
+            assert!(matches!(write, Err(IoError::Failed { .. })), "{write:?}");
+            let read = device.read(0, filled(&arena, 4096, 0)).await;
+            assert!(matches!(read, Err(IoError::Failed { .. })), "{read:?}");
+        }
+        assert_eq!((controller.life(), controller.in_flight()), (Life::Ready, 0));
+    });
+}
+
+#[test]
+fn a_disk_that_lost_its_power_never_says_that_unflushed_writes_are_durable() {
+    for idle in [true, false] {
+        run(move |ctx, arena| async move {
+            let (soft, controller) = open(&ctx, &arena, SoftConfig::new(MIB)).await.expect("it comes up");
+            let device = device(&controller, 1);
+            device.write(0, data(&arena, 4096, 1), false).await.expect("a write");
+            soft.lose_power();
+            if idle {
+                ctx.sleep(Duration::from_millis(100)).await;
+                assert_eq!(controller.life(), Life::Ready, "it came back");
+            }
+            assert!(device.flush().await.is_err(), "the write is lost");
+            assert!(device.flush().await.is_err(), "it stays lost");
+            assert!(holds(&device, &arena, 0, 4096, 0).await);
+        });
+    }
+}
+
+#[test]
+fn a_controller_that_is_closed_during_a_reset_stays_closed() {
+    run(|ctx, arena| async move {
+        let (soft, controller) = open(&ctx, &arena, SoftConfig::new(MIB)).await.expect("it comes up");
+        soft.fail();
+        for _ in 0..1000 {
+            if controller.life() == Life::Starting {
+                break;
+            }
+            ctx.sleep(Duration::from_micros(20)).await;
+        }
+        assert_eq!(controller.life(), Life::Starting, "a reset was caught");
+        controller.close().await.expect("it stops");
+        ctx.sleep(Duration::from_secs(1)).await;
+        assert_eq!(controller.life(), Life::Closed);
+        assert!(!soft.is_enabled());
+        drop(controller);
+        assert_eq!(arena.stats().in_use, 0);
+    });
+}
+
+#[test]
+fn events_are_asked_for_again_once_their_page_was_read_and_never_where_they_are_refused() {
+    run(|ctx, arena| async move {
+        let (soft, controller) = open(&ctx, &arena, SoftConfig::new(MIB)).await.expect("it comes up");
+        ctx.sleep(Duration::from_millis(10)).await;
+        for (kind, page) in [(0, 1), (1, 2), (2, 4), (2, 4)] {
+            soft.raise_event(kind, page);
+            ctx.sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(soft.pages_read(), [1, 2, 4, 4]);
+        assert_eq!(controller.counters().events, 4);
+        let faults = Faults { events_refused: true, ..Faults::default() };
+        let config = SoftConfig { faults, ..SoftConfig::new(MIB) };
+        let (soft, controller) = open(&ctx, &arena, config).await.expect("it comes up");
+        ctx.sleep(Duration::from_secs(1)).await;
+        assert_eq!((controller.life(), controller.counters().events), (Life::Ready, 0));
+        assert!(soft.counters().completions < 40, "{:?}", soft.counters());
+    });
+}
+
+#[test]
+fn completions_of_the_wrong_round_are_not_believed() {
+    run(|ctx, arena| async move {
+        let faults = Faults { phase: 50_000, ..Faults::default() };
+        let config = SoftConfig { faults, ..SoftConfig::new(MIB) };
+        let (soft, controller) = open(&ctx, &arena, config).await.expect("it comes up");
+        let device = device(&controller, 1);
+        for n in 0..100u8 {
+            let at = u64::from(n) * 8192;
+            if device.write(at, data(&arena, 8192, n), false).await.is_ok() {
+                assert!(
+                    device.read(at, filled(&arena, 8192, !n)).await.is_ok_and(|b| b.iter().all(|x| *x == n))
+                );
+            }
+        }
+        assert!(soft.counters().illegal > 0 && controller.counters().resets > 0);
+        assert_eq!(soft.violations(), Vec::<String>::new());
+    });
+}

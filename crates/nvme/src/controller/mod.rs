@@ -42,6 +42,8 @@ pub enum Fault {
     Unexpected,
     /// Controller Fatal Status.
     Fatal,
+    /// It is no longer ready, though nobody disabled it: it lost its power, or its subsystem was reset.
+    Lost,
     /// It is gone, or asked for.
     Gone,
 }
@@ -360,6 +362,22 @@ impl<F: Function> Poller for Controller<F> {
             }
         }
     }
+
+    fn disarm(&self) {
+        // An eventfd stays readable until it is read: the next sleep would end at once.
+        if let Some(fd) = self.interrupt.get() {
+            drain(fd);
+        }
+    }
+}
+
+/// Takes what an eventfd has counted.
+fn drain(fd: RawFd) {
+    let mut count = [0u8; 8];
+    // SAFETY: the function keeps the descriptor open until `disarm_interrupt`, before which `interrupt` is cleared; eight
+    // bytes are written to `count` at most. It does not block; when nothing was counted, nothing is to be done.
+    #[expect(unsafe_code)]
+    let _ = unsafe { libc::read(fd, count.as_mut_ptr().cast(), count.len()) };
 }
 
 impl Inner {
@@ -497,6 +515,10 @@ impl Inner {
             self.ready.retain(|waiting| *waiting != key);
         }
         let Request { io: Io { op, done }, error, .. } = self.requests.remove(key);
+        // One that failed may have parts that were never issued; only the first of the line is begun.
+        if self.ready.front() == Some(&key) {
+            self.ready.pop_front();
+        }
         let result = match (error, op) {
             (Some(error), _) => Err(error),
             (None, Op::Read { buf, .. }) => Ok(Some(buf)),
@@ -523,7 +545,12 @@ impl Inner {
                 }
             }
             Some(AdminWork::Abort(_)) => {}
-            Some(AdminWork::AsyncEvent) if completion.status() == Status::ABORT_REQUESTED => {}
+            Some(AdminWork::AsyncEvent) if !completion.status().ok() => {
+                // Not asked for again: it would be refused again, for ever.
+                if completion.status() != Status::ABORT_REQUESTED {
+                    tracing::warn!(status = %completion.status(), "the controller does not report events");
+                }
+            }
             Some(AdminWork::AsyncEvent) => self.events.push_back(completion.result.get()),
             None => {
                 self.counters.unexpected += 1;

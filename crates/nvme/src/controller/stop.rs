@@ -98,7 +98,8 @@ impl<F: Function> Controller<F> {
     /// # Errors
     /// It is not proven that the device has stopped; its memory is kept then.
     pub async fn close(&self) -> Result<(), NvmeError> {
-        while self.in_flight() > 0 && matches!(self.life(), Life::Ready | Life::Starting) {
+        // A reset that runs comes to its end first: it would go on after this.
+        while self.life() == Life::Starting || self.life() == Life::Ready && self.in_flight() > 0 {
             self.ctx.sleep(Duration::from_millis(1)).await;
         }
         let usable = self.life() == Life::Ready;

@@ -49,6 +49,9 @@ impl<F: Function> Controller<F> {
     }
 
     async fn look(&self) {
+        if !matches!(self.life(), Life::Starting | Life::Ready) {
+            return; // Closed meanwhile.
+        }
         self.inner.borrow_mut().now = self.ctx.now();
         if self.function.removed() {
             self.fault(Fault::Gone);
@@ -58,6 +61,7 @@ impl<F: Function> Controller<F> {
             match () {
                 () if csts.gone() || self.function.read32(registers::VS) == 0 => self.fault(Fault::Gone),
                 () if enabled && csts.fatal() => self.fault(Fault::Fatal),
+                () if enabled && !csts.ready() => self.fault(Fault::Lost),
                 () => {}
             }
         }
@@ -104,6 +108,7 @@ impl<F: Function> Controller<F> {
         loop {
             self.inner.borrow_mut().life = Life::Starting;
             self.detach_interrupt().await;
+            self.note_loss();
             let stopped = self.stop_dma().await;
             let Some(stopped) = self.settle(stopped) else { return };
             self.send_answers();
@@ -119,6 +124,18 @@ impl<F: Function> Controller<F> {
                     self.inner.borrow_mut().raise(Fault::Timeout);
                 }
             }
+        }
+    }
+
+    /// Why it is reset, as it stands before it is: what its cache held is lost with its power, whatever showed it first.
+    fn note_loss(&self) {
+        let csts = Csts(self.function.read32(registers::CSTS));
+        let mut inner = self.inner.borrow_mut();
+        if inner.enabled && !csts.gone() && inner.fault != Some(Fault::Gone) && !csts.ready() {
+            inner.fault = Some(Fault::Lost);
+        }
+        if csts.fatal() && !csts.gone() && inner.fault != Some(Fault::Gone) {
+            inner.fault = Some(Fault::Fatal);
         }
     }
 
@@ -145,7 +162,7 @@ impl<F: Function> Controller<F> {
             inner.leak();
             return None;
         };
-        let unclean = fault == Fault::Fatal || stopped.by == StoppedBy::FunctionReset;
+        let unclean = matches!(fault, Fault::Fatal | Fault::Lost) || stopped.by == StoppedBy::FunctionReset;
         inner.cache_doubt |= unclean && inner.has_unflushed();
         inner.admin_slots = admin::slots();
         self.take_back(inner, fault);
@@ -229,7 +246,7 @@ impl<F: Function> Controller<F> {
         while self.life() == Life::Ready {
             let Some(event) = self.inner.borrow_mut().events.pop_front() else { return };
             self.inner.borrow_mut().counters.events += 1;
-            let (kind, info) = (event & 7, event >> 8 & 0xff);
+            let (kind, info, page) = (event & 7, event >> 8 & 0xff, event >> 16 & 0xff);
             match kind {
                 EVENT_ERROR => {
                     tracing::error!(controller = self.function.name(), info, "it reports an error")
@@ -246,6 +263,10 @@ impl<F: Function> Controller<F> {
                     Err(error) => tracing::warn!(%error, "its health cannot be read"),
                 },
                 _ => tracing::info!(controller = self.function.name(), kind, info, "it reports an event"),
+            }
+            if kind != EVENT_HEALTH && page != 0 {
+                // Until its page is read, events of its kind are masked (Base 5.2).
+                let _ = self.clear_event(page).await;
             }
             self.ask_for_events();
         }

@@ -23,6 +23,7 @@ enum Fate {
     Duplicate,
     WrongCid,
     WrongQueue,
+    WrongPhase,
 }
 
 impl State {
@@ -78,7 +79,7 @@ impl State {
             self.fail();
         }
         if self.chance(faults.event) {
-            self.raise_event();
+            self.raise_event(0x0002_0101);
         }
         let Some((least, most)) = self.config.latency else {
             return self.finish(id, command, fate);
@@ -121,6 +122,7 @@ impl State {
             (faults.duplicate, Fate::Duplicate),
             (faults.wrong_cid, Fate::WrongCid),
             (faults.wrong_queue, Fate::WrongQueue),
+            (faults.phase, Fate::WrongPhase),
         ] {
             if self.chance(chance) {
                 return fate;
@@ -158,6 +160,10 @@ impl State {
                 self.count(|c| c.illegal += 1);
                 self.later(150, move |state| state.post(id, cid, id, None, status, 0));
             }
+            Fate::WrongPhase => {
+                let status = self.perform(&command);
+                self.post_of_last_round(id, cid, status);
+            }
             Fate::WrongCid => {
                 self.count(|c| c.illegal += 1);
                 let mut wrong = cid ^ 1 << self.rng.borrow_mut().random_range(0..16);
@@ -173,6 +179,19 @@ impl State {
                 self.post(id, cid, queue, head, Status::SUCCESS, 0);
             }
         }
+    }
+
+    /// A completion that looks as if it were of the round before: the driver never sees it, nor any after it.
+    fn post_of_last_round(self: &Rc<Self>, id: u16, cid: u16, status: Status) {
+        self.count(|c| c.illegal += 1);
+        let turned = |state: &State| {
+            if let Some(queue) = state.queues.borrow_mut().get_mut(&id) {
+                queue.phase = !queue.phase;
+            }
+        };
+        turned(self);
+        self.complete(id, cid, status, 0);
+        turned(self);
     }
 
     /// A command that does not end. Until the controller is stopped it may write the memory of a read.
@@ -246,9 +265,9 @@ impl State {
         }
     }
 
-    fn raise_event(self: &Rc<Self>) {
+    pub(super) fn raise_event(self: &Rc<Self>, event: u32) {
         let Some(cid) = self.events.borrow_mut().pop() else { return };
-        self.complete(0, cid, Status::SUCCESS, 0x0002_0101);
+        self.complete(0, cid, Status::SUCCESS, event);
     }
 
     /// The pages of a command, through its PRPs.
@@ -347,6 +366,7 @@ impl State {
                 _ => status = Status::INVALID_FIELD,
             },
             admin::GET_LOG_PAGE => {
+                self.pages_read.borrow_mut().push(command.cdw10.get() as u8);
                 let len = ((command.cdw10.get() >> 16) as usize + 1) * 4;
                 self.reach(self.dma.borrow().write(command.prp1.get(), &vec![0; len]));
             }
@@ -354,6 +374,7 @@ impl State {
                 self.shadow.set(Some((command.prp1.get(), command.prp2.get())));
             }
             admin::CREATE_IO_CQ | admin::CREATE_IO_SQ => status = self.create(&command),
+            admin::ASYNC_EVENT if self.config.faults.events_refused => status = Status::of(1, 0x05),
             admin::ASYNC_EVENT => return self.events.borrow_mut().push(cid),
             admin::ABORT => {
                 result = u32::from(!self.abort(&command));

@@ -69,6 +69,7 @@ pub(crate) struct State {
     aborted: RefCell<BTreeSet<(u16, u16)>>,
     hung: RefCell<BTreeSet<(u16, u16)>>,
     events: RefCell<Vec<u16>>,
+    pages_read: RefCell<Vec<u8>>,
     counters: Cell<SoftCounters>,
     violations: RefCell<Vec<String>>,
 }
@@ -137,6 +138,7 @@ impl Soft {
             aborted: RefCell::default(),
             hung: RefCell::default(),
             events: RefCell::default(),
+            pages_read: RefCell::default(),
             counters: Cell::default(),
             violations: RefCell::default(),
             config,
@@ -166,6 +168,23 @@ impl Soft {
     /// Controller Fatal Status, from here on; the cache's content is lost.
     pub fn fail(&self) {
         self.0.fail();
+    }
+
+    /// Its power fails for a moment: it is disabled, and what its cache held is lost.
+    pub fn lose_power(&self) {
+        self.0.fail();
+        self.0.end_epoch();
+        *self.0.regs.borrow_mut() = Regs::default();
+    }
+
+    /// Raises an event of a type, which names a log page. Nothing if nobody asked for events.
+    pub fn raise_event(&self, kind: u32, page: u32) {
+        self.0.raise_event(page << 16 | kind);
+    }
+
+    /// Identifiers of log pages that were read, in turn.
+    pub fn pages_read(&self) -> Vec<u8> {
+        self.0.pages_read.borrow().clone()
     }
 
     /// Whether the last shutdown was announced and finished.

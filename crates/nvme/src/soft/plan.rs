@@ -102,6 +102,10 @@ pub struct Faults {
     pub removed: u32,
     /// It raises an event.
     pub event: u32,
+    /// It refuses to be asked for events, always.
+    pub events_refused: bool,
+    /// The phase bit of a completion is wrong.
+    pub phase: u32,
     /// Per cent of aborts that work.
     pub aborts_work: u32,
     /// Per cent of disables that do not end, function resets that fail, and attempts to switch bus mastering off that fail.
