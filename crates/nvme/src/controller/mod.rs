@@ -528,7 +528,10 @@ impl Inner {
     }
 
     /// A completion of the admin queue.
-    #[cfg_attr(not(feature = "proof"), expect(unused_variables, reason = "only a planted bug answers here"))]
+    #[cfg_attr(
+        not(feature = "proof"),
+        expect(unused_variables, clippy::ptr_arg, reason = "only a planted bug answers here")
+    )]
     fn complete_admin(&mut self, completion: &Completion, answers: &mut Vec<Answer>) {
         let index = usize::from(completion.cid.get() & 0xff);
         let generation = (completion.cid.get() >> 8) as u8;
