@@ -125,6 +125,15 @@ fn merged(shape: Shape, extents: &[Extent]) -> Vec<Extent> {
     out
 }
 
+/// Start and end of the last free extent that starts at or before a block.
+fn last_free(stage: &Stage, shape: Shape, at: u64) -> Result<Option<(u64, u64)>, Halt> {
+    let Some((key, value)) = stage.prev(TreeId::Balloc, &schema::free_key(at))? else { return Ok(None) };
+    let Some(start) = schema::key_number(FREE, &key) else { return Ok(None) };
+    let blocks = schema::decode_u32("free extent", &value)?;
+    let (_, end) = place(shape, Extent { start, blocks })?;
+    Ok(Some((start, end)))
+}
+
 /// Takes blocks that must be free.
 fn take(summary: &mut Summary<'_>, shape: Shape, extent: Extent) -> Result<(), Halt> {
     let stage = summary.stage;
@@ -137,11 +146,9 @@ fn take(summary: &mut Summary<'_>, shape: Shape, extent: Extent) -> Result<(), H
             len
         }
     };
-    let row = stage.prev(TreeId::Balloc, &schema::free_key(extent.start))?;
-    let Some((start, value)) = row.and_then(|(k, v)| Some((schema::key_number(FREE, &k)?, v))) else {
+    let Some((start, until)) = last_free(stage, shape, extent.start)? else {
         return Err(corrupt(extent, "taken, but no free extent is there"));
     };
-    let until = start + u64::from(schema::decode_u32("free extent", &value)?);
     if until < end || free < u64::from(extent.blocks) {
         return Err(corrupt(extent, "taken, but not free"));
     }
@@ -170,18 +177,13 @@ fn give(summary: &mut Summary<'_>, shape: Shape, extent: Extent) -> Result<(), H
     }
     let (mut start, mut until) = (extent.start, end);
     // The last free extent up to the end: behind this one, before it, or where none may be.
-    let row = |at: u64| -> Result<Option<(u64, u64)>, Halt> {
-        let Some((key, value)) = stage.prev(TreeId::Balloc, &schema::free_key(at))? else { return Ok(None) };
-        let Some(start) = schema::key_number(FREE, &key) else { return Ok(None) };
-        Ok(Some((start, start + u64::from(schema::decode_u32("free extent", &value)?))))
-    };
-    let mut before = row(end)?;
+    let mut before = last_free(stage, shape, end)?;
     if let Some((after, after_end)) = before.filter(|(after, _)| *after == end) {
         if after < first + len {
             stage.delete(TreeId::Balloc, schema::free_key(after));
             until = after_end;
         }
-        before = row(extent.start)?;
+        before = last_free(stage, shape, extent.start)?;
     }
     if let Some((before, before_end)) = before {
         if before_end > extent.start {
@@ -200,4 +202,44 @@ fn give(summary: &mut Summary<'_>, shape: Shape, extent: Extent) -> Result<(), H
         summary.free = Some(free);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{group_blocks, settle};
+    use crate::apply::{Halt, Shape};
+    use crate::geometry::{Geometry, JOURNAL_LEN_MIN};
+    use crate::stage::Stage;
+    use crate::tests::rig::run;
+    use crate::tree::{Forest, TreeId, TreeLimits};
+    use crate::{Extent, Region, schema};
+    use cobalt_bdev::{Device, MemBdev};
+    use cobalt_dma::{Arena, ArenaConfig};
+    use std::rc::Rc;
+    use uuid::Uuid;
+
+    /// Found by a soak, `prove fuzz --seed 63556106901587 --case 655050`.
+    #[test]
+    fn a_free_extent_that_is_longer_than_its_group_is_damage() {
+        run(45, async |ctx| {
+            let arena = Arena::new(ArenaConfig { limit: 4 << 20 }).unwrap();
+            let meta = Region::whole(Device::new(Rc::new(MemBdev::new(4 << 20))));
+            let geometry = Geometry::plan(meta.len, 4096, JOURNAL_LEN_MIN).unwrap();
+            let limits = TreeLimits::tiny();
+            let forest = Rc::new(Forest::create(&ctx, &meta, &arena, geometry, Uuid::from_u128(7), limits));
+            let data_blocks = 64 * 32_768;
+            let shape = Shape { data_blocks, group_blocks: group_blocks(data_blocks), row_max: 1000 };
+            for start in [10, 30] {
+                let stage = Stage::new(forest.clone());
+                let extent = Extent { start: 20, blocks: 4 };
+                assert!(settle(&stage, shape, &[extent], &[]).is_ok());
+                stage.put(TreeId::Balloc, schema::free_key(start), u32::MAX.to_le_bytes());
+                let given = settle(&stage, shape, &[], &[extent]);
+                let taken = settle(&stage, shape, &[Extent { start: start + 2, blocks: 1 }], &[]);
+                assert!(matches!(taken, Err(Halt::Corrupt(_))), "{start}");
+                // One that lies behind, and is no neighbour, is not looked at.
+                assert_eq!(matches!(given, Err(Halt::Corrupt(_))), start < 20, "{start}");
+            }
+        });
+    }
 }

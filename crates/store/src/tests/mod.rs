@@ -1,7 +1,7 @@
 //! Tests of the whole engine, on virtual time, over a device that loses power.
 
 mod dev;
-mod rig;
+pub(crate) mod rig;
 
 mod cold;
 mod crash;
