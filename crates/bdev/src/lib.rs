@@ -2,6 +2,8 @@
 //! for every operation. Everything that stores bytes goes through here; what is behind it (a file,
 //! a block device, memory, an NVMe queue pair) is named by a URI.
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod device;
 mod holder;
 mod mem;

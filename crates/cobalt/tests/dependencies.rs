@@ -22,7 +22,10 @@ const ALLOWED: [(&str, &[&str]); 15] = [
     ("client", &["base", "dma", "reactor", "rpc", "ec"]),
     ("gateway", &["base", "dma", "client", "rpc"]),
     // For tests only: the whole cluster in one thread. Nothing may use it, so it may use everything.
-    ("sim", &["base", "dma", "reactor", "bdev", "fabric", "ec", "store", "rpc", "ios", "cas", "client"]),
+    (
+        "sim",
+        &["base", "dma", "reactor", "bdev", "nvme", "fabric", "ec", "store", "rpc", "ios", "cas", "client"],
+    ),
     // Figures of the store; nothing uses it.
     ("bench-store", &["base", "dma", "reactor", "bdev", "store"]),
 ];
