@@ -2,7 +2,7 @@
 //! that covers them, and never on a block that is somebody else's by then.
 
 use super::rig::{CHUNK, Rig, fid, pattern, run};
-use crate::{CobAttrs, Limits, OpenOptions, Store, StoreError, TxClass, dump_journal};
+use crate::{CobAttrs, Limits, OpenOptions, Placement, Store, StoreError, TxClass, dump_journal};
 use cobalt_base::checksum::crc32c_chunks;
 use std::time::Duration;
 
@@ -159,55 +159,34 @@ fn bytes_whose_blocks_were_freed_are_never_written() {
 fn a_write_out_in_flight_holds_its_blocks() {
     for seed in 0..20 {
         run(seed, async move |ctx| {
-            let rig = quiet(&ctx).await;
-            let total = rig.store.space().free / CHUNK as u64;
-            // All but a few blocks are taken, so that freed ones are wanted at once.
-            let mut n = 0;
-            while rig.store.space().free > 70 * CHUNK as u64 {
-                rig.put(fid(9, n), 0, &pattern(1, 64 * CHUNK)).await.unwrap();
-                n += 1;
-            }
+            // Freed blocks are wanted at once.
+            let limits = Limits { placement: Placement::FirstFit, ..Limits::tiny() };
+            let rig = Rig::with(&ctx, limits).await;
             for n in 0..4 {
                 rig.put(fid(1, n), 0, &pattern(n, CHUNK)).await.unwrap();
             }
-            while rig.store.space().free > 0 {
-                rig.put(fid(8, n), 0, &pattern(n, 3 * CHUNK)).await.or_else(no_space).unwrap();
-                rig.put(fid(7, n), 0, &pattern(n, CHUNK)).await.or_else(no_space).unwrap();
-                n += 1;
-            }
-            assert!(rig.store.unwritten() > 0, "of {total}");
-            rig.data.slow_us.set(3_000);
+            assert_eq!(rig.store.unwritten(), 4);
+            rig.data.slow_us.set(20_000);
+            let before = rig.store.counters().data_writes;
             let store = rig.store.clone();
             let checkpoint = rig.scope_ctx().spawn(async move { store.checkpoint().await });
-            ctx.sleep(Duration::from_micros(300 + ctx.random_u64() % 1000)).await;
+            while rig.store.counters().data_writes == before {
+                ctx.sleep(Duration::from_micros(100)).await;
+            }
             for n in 0..4 {
                 rig.store.cob_delete(fid(1, n)).await.unwrap();
             }
-            // New data on the freed blocks, at once on the device. Late bytes of the old would ruin them.
-            let mut limits = 0;
-            for n in 0..4 {
-                let put = rig.put(fid(2, n), 0, &pattern(100 + n, CHUNK)).await;
-                limits += u32::from(put.is_err());
-            }
-            assert_eq!(limits, 0);
+            // New data, at once on the device. Late bytes of the old would ruin them.
+            let bytes = pattern(100, 3 * CHUNK);
+            let put = rig.put(fid(2, 0), 0, &bytes);
+            ctx.timeout(Duration::from_secs(60), put).await.expect("it waits for nothing").unwrap();
             checkpoint.await.unwrap();
             rig.store.checkpoint().await.unwrap();
-            for n in 0..4 {
-                assert_eq!(rig.read(fid(2, n), 0, CHUNK).await.unwrap(), pattern(100 + n, CHUNK));
-            }
+            assert_eq!(rig.read(fid(2, 0), 0, bytes.len()).await.unwrap(), bytes);
             rig.assert_clean("after the race").await;
             let rig = rig.crash(seed % 5).await;
-            for n in 0..4 {
-                assert_eq!(rig.read(fid(2, n), 0, CHUNK).await.unwrap(), pattern(100 + n, CHUNK));
-            }
+            assert_eq!(rig.read(fid(2, 0), 0, bytes.len()).await.unwrap(), bytes);
         });
-    }
-}
-
-fn no_space(error: StoreError) -> Result<crate::Committed, StoreError> {
-    match error {
-        StoreError::NoSpace { .. } => Ok(crate::Committed { lsn: cobalt_base::Lsn(0) }),
-        other => Err(other),
     }
 }
 
