@@ -40,6 +40,8 @@ pub struct SoftConfig {
     /// The state that it is found in.
     pub found: Found,
     pub faults: Faults,
+    /// I/O commands are completed without being done: what is left is the driver's own cost.
+    pub hollow: bool,
 }
 
 impl SoftConfig {
@@ -57,6 +59,7 @@ impl SoftConfig {
             latency: Some((Duration::from_micros(5), Duration::from_micros(80))),
             found: Found::Disabled,
             faults: Faults::default(),
+            hollow: false,
         }
     }
 }
