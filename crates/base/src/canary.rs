@@ -58,10 +58,12 @@ pub enum Canary {
     NvmeFlushRetried,
     /// After a reset of an NVMe controller memory is used again without proof that the device has let go of it.
     NvmeReuseWithoutProof,
+    /// Entries of an NVMe completion queue are believed whatever their phase bit says.
+    NvmeNoPhase,
 }
 
 impl Canary {
-    pub const ALL: [Canary; 24] = [
+    pub const ALL: [Canary; 25] = [
         Canary::ReplyBeforeFlush,
         Canary::NoFlush,
         Canary::FreeBeforeDurable,
@@ -86,6 +88,7 @@ impl Canary {
         Canary::NvmeFreedByAbort,
         Canary::NvmeFlushRetried,
         Canary::NvmeReuseWithoutProof,
+        Canary::NvmeNoPhase,
     ];
 }
 

@@ -79,6 +79,9 @@ impl State {
             self.removed.set(Some(u32::MAX));
             return self.end_epoch();
         }
+        if self.chance(faults.power) {
+            return self.lose_power();
+        }
         if self.chance(faults.fatal) {
             self.fail();
         }

@@ -172,9 +172,7 @@ impl Soft {
 
     /// Its power fails for a moment: it is disabled, and what its cache held is lost.
     pub fn lose_power(&self) {
-        self.0.fail();
-        self.0.end_epoch();
-        *self.0.regs.borrow_mut() = Regs::default();
+        self.0.lose_power();
     }
 
     /// Raises an event of a type, which names a log page. Nothing if nobody asked for events.
@@ -244,6 +242,12 @@ impl State {
             current.copy_from_slice(durable);
             space.dirty.clear();
         }
+    }
+
+    fn lose_power(&self) {
+        self.fail();
+        self.end_epoch();
+        *self.regs.borrow_mut() = Regs::default();
     }
 
     fn become_ready(self: &Rc<Self>) {

@@ -101,6 +101,8 @@ pub struct Faults {
     pub wrong_queue: u32,
     /// The controller fails (CFS), and forgets what its cache held.
     pub fatal: u32,
+    /// Its power fails for a moment: it is disabled, and what its cache held is lost.
+    pub power: u32,
     /// The device is pulled out: all ones from then on.
     pub removed: u32,
     /// It raises an event.

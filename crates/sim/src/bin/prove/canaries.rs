@@ -70,7 +70,8 @@ fn traps(canary: Canary) -> &'static [Trap] {
         Canary::NvmeNoGeneration
         | Canary::NvmeFreedByAbort
         | Canary::NvmeFlushRetried
-        | Canary::NvmeReuseWithoutProof => &[NVME],
+        | Canary::NvmeReuseWithoutProof
+        | Canary::NvmeNoPhase => &[NVME],
     }
 }
 

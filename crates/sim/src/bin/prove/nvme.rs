@@ -93,10 +93,10 @@ fn config(rng: &mut StdRng) -> SoftConfig {
     let found = [Found::Disabled, Found::Running, Found::Starting, Found::Fatal, Found::Stuck];
     let mut faults = Faults { aborts_work: [0, 50, 100][rng.random_range(0..3)], ..Faults::default() };
     // Each kind alone, and all together.
-    let kinds: &[usize] = match rng.random_range(0..14) {
+    let kinds: &[usize] = match rng.random_range(0..16) {
         0 => &[],
-        1 => &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9],
-        n => &[[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 2, 3][n - 2]],
+        1 => &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11],
+        n => &[[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 2, 3][n - 2]],
     };
     for kind in kinds {
         let rate = rng.random_range(500..20_000);
@@ -110,7 +110,9 @@ fn config(rng: &mut StdRng) -> SoftConfig {
             6 => faults.wrong_queue = rate,
             7 => faults.fatal = rate / 4,
             8 => faults.removed = rate / 20,
-            _ => faults.event = rate,
+            9 => faults.event = rate,
+            10 => faults.power = rate / 4,
+            _ => faults.phase = rate,
         }
     }
     if rng.random_range(0..3) == 0 {
@@ -306,7 +308,7 @@ async fn drive(ctx: Ctx, arena: Arena, seed: u64) -> Result<Counts, String> {
             rng: RefCell::new(StdRng::seed_from_u64(seed ^ (n as u64) << 32)),
             first: n / 2 * BLOCKS,
             model: RefCell::new(Model { now: zeros.clone(), kept: zeros }),
-            forgets: config.faults.fatal > 0 && config.volatile_cache,
+            forgets: config.faults.fatal + config.faults.power > 0 && config.volatile_cache,
             fua_holds: !config.faults.fua_ignored,
             cached: config.volatile_cache,
             tally: tally.clone(),
