@@ -157,7 +157,7 @@ def what_lies_on_another_disk_is_not_taken_for_the_target():
     other.write_text(text.replace(f"nvme:{second}/1", "nvme:X/1").replace("nvme:serial=gamma/1", f"nvme:{second}/1").replace("nvme:X/1", "nvme:serial=gamma/1"))
     server = subprocess.run(["timeout", "20", h.BIN, "server", "--config", other, "--process", "p1"], capture_output=True, text=True)
     told = server.stdout + server.stderr
-    h.check("target t1" in told and "another" in told, told)
+    h.check("target t1" in told and "belongs here: check the device path" in told, told)
     return next(line for line in told.splitlines() if "target t1" in line)[-200:]
 
 
