@@ -119,7 +119,10 @@ def dev(data_dir, *args, env=None, target_size="256MiB", ready=True):
 
 def run(*args, ok=(0,), env=None, timeout=120, **kw):
     """Runs a command to its end, and returns what it printed."""
-    done = subprocess.run([str(a) for a in args], env=env or environment(), timeout=timeout, capture_output=True, **kw)
+    try:
+        done = subprocess.run([str(a) for a in args], env=env or environment(), timeout=timeout, capture_output=True, **kw)
+    except subprocess.TimeoutExpired as late:
+        raise Failure(f"{' '.join(map(str, args))} did not end within {timeout} s\n{(late.stderr or b'')[-2000:]}") from late
     if ok is not None and done.returncode not in ok:
         raise Failure(f"{' '.join(map(str, args))} exited with {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
     return done
