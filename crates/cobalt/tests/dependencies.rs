@@ -99,7 +99,7 @@ fn no_bug_can_be_planted_in_the_product() {
     assert!(product.is_empty(), "planted bugs can be switched on in {product:?}");
     // What this would see if it were there.
     let prove = built(&["--package", "cobalt-sim", "--features", "proof"]);
-    let expected = ["base", "cas", "ios", "sim", "store"].map(|name| format!("cobalt-{name}"));
+    let expected = ["base", "cas", "ios", "nvme", "sim", "store"].map(|name| format!("cobalt-{name}"));
     assert_eq!(prove, expected.into());
 }
 
