@@ -3,8 +3,9 @@
 use cobalt_bdev::{Device, IoError, WriteData};
 use cobalt_dma::{Arena, ArenaConfig};
 use cobalt_nvme::soft::{Faults, Found, Soft, SoftConfig, SoftNamespace};
+use cobalt_nvme::spec::log::Smart;
 use cobalt_nvme::{Controller, Life, Limits, NvmeError};
-use cobalt_reactor::{Ctx, Reactor};
+use cobalt_reactor::{Ctx, Park, Poller, Reactor};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -333,5 +334,21 @@ fn completions_of_the_wrong_round_are_not_believed() {
         }
         assert!(soft.counters().illegal > 0 && controller.counters().resets > 0);
         assert_eq!(soft.violations(), Vec::<String>::new());
+    });
+}
+
+/// Found in a test machine: commands of a bring-up were seen half a minute late, when the next timer ran out.
+#[test]
+fn a_reactor_does_not_sleep_on_an_admin_command() {
+    run(|ctx, arena| async move {
+        let (_, controller) = open(&ctx, &arena, SoftConfig::new(MIB)).await.expect("it comes up");
+        assert_eq!(controller.arm(), Park::Idle, "an event may take for ever");
+        let asks = controller.clone();
+        let page = ctx.spawn(async move { asks.log_page::<Smart>().await });
+        // The controller takes 20 us for it.
+        ctx.sleep(Duration::from_micros(1)).await;
+        assert_eq!(controller.arm(), Park::Busy);
+        page.await.expect("a log page");
+        assert_eq!(controller.arm(), Park::Idle);
     });
 }

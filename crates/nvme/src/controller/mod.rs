@@ -345,7 +345,13 @@ impl<F: Function> Poller for Controller<F> {
     fn arm(&self) -> Park {
         let waits = {
             let inner = self.inner.borrow();
-            inner.enabled && inner.fault.is_none() && inner.free.len() < inner.slots.len()
+            let io = inner.free.len() < inner.slots.len();
+            // An event may take for ever; every other admin command is waited for.
+            let admin = inner
+                .admin_slots
+                .iter()
+                .any(|slot| matches!(slot.work, Some(AdminWork::Answer(..) | AdminWork::Abort(_))));
+            inner.enabled && inner.fault.is_none() && (io || admin)
         };
         match self.interrupt.get() {
             _ if !waits => Park::Idle,
