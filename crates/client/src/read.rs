@@ -23,6 +23,13 @@ pub(crate) struct Reader<'a> {
     pub(crate) pool: Rc<PoolMap>,
 }
 
+/// Whether a target that did not answer a moment ago is asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Memory {
+    Trusted,
+    Ignored,
+}
+
 /// Why a unit could not be had from its target.
 struct Hurt {
     /// The target answers, and does not have the bytes that were written.
@@ -43,14 +50,36 @@ impl Reader<'_> {
             })?;
         let len = self.geometry.unit_len(piece.group, piece.unit);
         let window = self.geometry.whole_chunks(&piece.range, len);
-        let slices = match self.fetch(&targets, piece.group, piece.unit, &window).await {
-            Ok(slices) => slices,
-            Err(hurt) => {
-                tracing::debug!(fid = %self.extent.fid, group = piece.group, unit = piece.unit, why = hurt.what, "decoding");
-                self.decode(&targets, piece, &window, hurt).await?
-            }
-        };
+        let slices = self.patiently(&targets, piece, &window).await?;
         Ok(trim(slices, piece.range.start - window.start..piece.range.end - window.start))
+    }
+
+    /// `window` of the piece's unit. The body has begun by now, so nobody can be told to come back later: while too many targets
+    /// are out of reach, all are asked again until the deadline, whatever is remembered of them. They may be starting.
+    async fn patiently(
+        &self,
+        targets: &[usize],
+        piece: &Piece,
+        window: &Range<u64>,
+    ) -> Result<Vec<Slice>, ClientError> {
+        let core = self.core;
+        let deadline = core.ctx.now() + core.limits.read_deadline;
+        let (mut pause, mut memory) = (core.limits.retry_min, Memory::Trusted);
+        loop {
+            let result = match self.fetch(targets, piece.group, piece.unit, window, memory).await {
+                Ok(slices) => return Ok(slices),
+                Err(hurt) => {
+                    tracing::debug!(fid = %self.extent.fid, group = piece.group, unit = piece.unit, why = hurt.what, "decoding");
+                    self.decode(targets, piece, window, hurt, memory).await
+                }
+            };
+            match result {
+                Err(ClientError::Unavailable { .. }) if core.ctx.now() + pause < deadline => {}
+                result => return result,
+            }
+            core.ctx.sleep(pause).await;
+            (pause, memory) = ((pause * 2).min(core.limits.retry_max), Memory::Ignored);
+        }
     }
 
     /// `window` of a unit, from its target.
@@ -60,11 +89,14 @@ impl Reader<'_> {
         group: u64,
         unit: usize,
         window: &Range<u64>,
+        memory: Memory,
     ) -> Result<Vec<Slice>, Hurt> {
         let core = self.core;
         let target = targets.get(unit).and_then(|place| self.pool.targets.get(*place));
         let target = target.expect("placement names targets of the pool");
-        if let Some(what) = core.pool.trouble(core, target) {
+        if memory == Memory::Trusted
+            && let Some(what) = core.pool.trouble(core, target)
+        {
             return Err(Hurt { damaged: false, what });
         }
         let Some(process) = core.peer(&target.process) else {
@@ -148,6 +180,7 @@ impl Reader<'_> {
         piece: &Piece,
         window: &Range<u64>,
         first: Hurt,
+        memory: Memory,
     ) -> Result<Vec<Slice>, ClientError> {
         let (core, geometry) = (self.core, &self.geometry);
         let len = usize::try_from(window.end - window.start).expect("at most a unit");
@@ -171,7 +204,9 @@ impl Reader<'_> {
                 && let Some(unit) = left.pop()
             {
                 let window = geometry.whole_chunks(&part(unit), geometry.unit_len(piece.group, unit));
-                reads.push(async move { (unit, self.fetch(targets, piece.group, unit, &window).await) });
+                reads.push(
+                    async move { (unit, self.fetch(targets, piece.group, unit, &window, memory).await) },
+                );
             }
             match reads.next().await {
                 Some((unit, Ok(slices))) => have.push((unit, slices)),

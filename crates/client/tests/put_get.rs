@@ -135,6 +135,33 @@ fn more_losses_than_parity_are_said_and_never_guessed() {
     });
 }
 
+/// Found in a test machine: a gateway that started together with its targets broke its first GETs off.
+#[test]
+fn a_get_believes_no_memory_of_targets_that_are_back_and_waits_for_those_that_start() {
+    run(Shape::default(), |world| async move {
+        let data = bytes(1, 3 << 20);
+        world.put("o", &data).await.unwrap();
+        for at_once in [true, false] {
+            world.kill(1);
+            world.kill(2);
+            assert!(matches!(world.get("o").await, Err(ClientError::Unavailable { .. })));
+            let start = async {
+                world.pass(Duration::from_secs(u64::from(!at_once))).await;
+                world.start(1).await;
+                world.start(2).await;
+            };
+            let get = async {
+                if at_once {
+                    world.pass(Duration::from_millis(1)).await;
+                }
+                world.get("o").await
+            };
+            let ((), got) = futures::join!(start, get);
+            assert!(got.unwrap() == data, "at once: {at_once}");
+        }
+    });
+}
+
 #[test]
 fn bytes_that_changed_on_the_way_are_not_returned() {
     run(Shape::default(), |world| async move {
