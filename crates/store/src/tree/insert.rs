@@ -72,8 +72,8 @@ impl Inner {
         let mut finger = Finger::default();
         let found: SmallVec<[Option<usize>; TOGETHER]> = batch
             .iter()
-            .map(|(tree, key, _)| self.leaf_near(&mut finger, *tree, key).ok().flatten())
-            .map(|leaf| self.cache.peek(leaf?.block))
+            // What is there under the block may be another tree's, in a damaged one.
+            .map(|(tree, key, _)| self.find(*tree, self.leaf_near(&mut finger, *tree, key).ok()??, 0).ok())
             .collect();
         let warm =
             found.iter().zip(batch).map(|(at, (_, key, _))| at.map_or(0, |at| self.cache.node(at).warm(key)));
