@@ -79,7 +79,7 @@ impl Inner {
     fn merge_up(&mut self, tree: TreeId, mut path: Path) {
         while let [.., parent, place] = path.as_slice() {
             let (parent, place) = (*parent, *place);
-            if !self.merge(&parent, &place) {
+            if !self.merge(tree, &parent, &place) {
                 break;
             }
             path.pop();
@@ -87,7 +87,7 @@ impl Inner {
         self.collapse_root(tree);
     }
 
-    fn merge(&mut self, parent: &Place, place: &Place) -> bool {
+    fn merge(&mut self, tree: TreeId, parent: &Place, place: &Place) -> bool {
         let quarter = payload(self.node_size) / 4;
         let small = self.cache.node(place.at).used() < quarter;
         if !small {
@@ -97,9 +97,12 @@ impl Inner {
         let sides = [parent.index.checked_sub(1), (parent.index + 1 < count).then_some(parent.index)];
         for left_index in sides.into_iter().flatten() {
             let node = self.cache.node(parent.at);
-            let left = self.cache.peek(node.child(left_index).block);
-            let right = self.cache.peek(node.child(left_index + 1).block);
-            let (Some(left), Some(right)) = (left, right) else { continue };
+            // In a damaged tree another node may lie under a child's block, or one under both.
+            let child = |index: usize| self.find(tree, node.child(index), node.level - 1);
+            let (Ok(left), Ok(right)) = (child(left_index), child(left_index + 1)) else { continue };
+            if left == right {
+                continue;
+            }
             let separator = node.key(left_index + 1).to_vec();
             let together = self.cache.node(left).used() + self.cache.node(right).used() + separator.len();
             // Not quite full, so that the next insert does not split it again.
@@ -128,7 +131,10 @@ impl Inner {
     fn collapse_root(&mut self, tree: TreeId) {
         loop {
             let root = self.roots[tree.index()];
-            let Some(at) = self.cache.peek(root.node.block).filter(|_| root.height > 1) else { return };
+            if root.height <= 1 {
+                return;
+            }
+            let Ok(at) = self.find(tree, root.node, root.height - 1) else { return };
             let node = self.cache.node(at);
             if node.count() > 1 {
                 return;
