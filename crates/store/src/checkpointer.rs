@@ -57,7 +57,8 @@ impl Core {
         self.unwritten.full_since.set(full.then_some(since));
         self.journal.set_host_full(match full {
             false => HostFull::No,
-            true if now - since < PATIENCE => HostFull::Now,
+            // Who closes the target tries the host once more, and no longer.
+            true if now - since < PATIENCE && !self.closed.get() => HostFull::Now,
             true => HostFull::Stays,
         });
         if was != full {

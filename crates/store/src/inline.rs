@@ -313,15 +313,19 @@ impl Core {
         worst.map_or(Ok(!runs.is_empty()), Err)
     }
 
-    /// Writes out what became too much. Ends with the target.
+    /// Writes out what became too much; all of it, again and again, while the host is full, so that what it says stays true: who
+    /// waits for it must hear some time. Ends with the target.
     pub(crate) async fn write_out_loop(self: Rc<Core>) {
         let most = self.unwritten_max();
         while self.may_write().is_ok() {
-            if self.unwritten.len() <= most / 2 {
+            let full = self.unwritten.host_is_full();
+            if !full && self.unwritten.len() <= most / 2 {
                 self.unwritten.changed.notified().await;
                 continue;
             }
-            match self.write_out(Lsn(u64::MAX), most / 4).await {
+            match self.write_out(Lsn(u64::MAX), if full { 0 } else { most / 4 }).await {
+                // Nothing is left that needs the host.
+                Ok(()) if full => self.set_host_full(false),
                 Ok(()) => {}
                 Err(StoreError::HostFull) => self.ctx.sleep(FULL_PAUSE).await,
                 Err(_) => return,

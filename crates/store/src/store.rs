@@ -109,6 +109,9 @@ impl Store {
         if core.read_only {
             return Ok(());
         }
+        if core.unwritten.host_is_full() {
+            core.set_host_full(true); // Deletes that wait for it hear of the end.
+        }
         core.wake_all();
         while core.chore_running.get() && core.is_well().is_ok() {
             core.checkpoint_done.notified().await;

@@ -598,6 +598,33 @@ fn a_delete_waits_for_a_host_that_is_full_for_a_moment() {
     });
 }
 
+/// Found by a soak of the models: a step of background work waited for the host, and the close for that step.
+#[test]
+fn a_close_ends_although_background_work_waits_for_a_host_that_stays_full() {
+    run(46, async |ctx| {
+        let rig = Rig::new(&ctx).await;
+        for n in 0..300 {
+            rig.put(fid(1, 1), n * 2 * CHUNK as u64, &pattern(n, CHUNK)).await.unwrap();
+        }
+        rig.store.checkpoint().await.unwrap();
+        rig.put(fid(2, 0), 0, &pattern(1, 512)).await.unwrap();
+        rig.data.host_full.set(true);
+        rig.data.fail_write_in.set(Some(0));
+        // Its rows are freed in many steps, which fill the journal.
+        rig.store.cob_delete(fid(1, 1)).await.unwrap();
+        let steps = async {
+            let mut before = u64::MAX;
+            while rig.store.counters().chore_steps != before {
+                before = rig.store.counters().chore_steps;
+                ctx.sleep(Duration::from_millis(100)).await;
+            }
+        };
+        ctx.timeout(Duration::from_millis(900), steps).await.expect("a step waits for room");
+        let closed = ctx.timeout(Duration::from_secs(30), rig.store.close()).await;
+        assert!(closed.is_ok(), "the close ends");
+    });
+}
+
 /// Found by fail-the-Nth: small writes in the journal wait for the host, the checkpoint for them, and everybody for it.
 #[test]
 fn a_host_that_stays_full_answers_everybody() {
