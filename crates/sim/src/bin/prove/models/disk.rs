@@ -396,8 +396,13 @@ impl Bdev for Mount {
                     for image in [&state.current, &state.durable] {
                         image.borrow_mut()[offset as usize..][..len as usize].fill(0xdd);
                     }
-                    let range = offset as usize..(offset + len) as usize;
-                    state.held.borrow_mut().retain(|h| !range.contains(&h.offset) || h.order == 0);
+                    // Of a write that lies only partly in the range, the rest is still to be flushed.
+                    let (start, end) = (offset as usize, (offset + len) as usize);
+                    for write in state.held.borrow_mut().iter_mut().filter(|h| h.order > 0) {
+                        let from = start.clamp(write.offset, write.offset + write.bytes.len());
+                        let to = end.clamp(write.offset, write.offset + write.bytes.len());
+                        write.bytes[from - write.offset..to - write.offset].fill(0xdd);
+                    }
                     done.send(Ok(None));
                 }
             }
