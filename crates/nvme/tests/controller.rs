@@ -217,6 +217,20 @@ fn a_failed_controller_with_unflushed_writes_never_says_that_they_are_durable() 
 }
 
 #[test]
+fn a_flush_that_a_failed_controller_completes_is_not_believed() {
+    run(|ctx, arena| async move {
+        let (soft, controller) = open(&ctx, &arena, SoftConfig::new(MIB)).await.expect("it comes up");
+        let device = device(&controller, 1);
+        device.write(0, data(&arena, 4096, 1), false).await.expect("a write");
+        // It goes on completing commands. Nobody looks at its state before the flush is done.
+        soft.fail();
+        let flush = device.flush().await;
+        assert!(matches!(flush, Err(IoError::Failed { .. })), "{flush:?}");
+        assert!(holds(&device, &arena, 0, 4096, 0).await, "the write is lost indeed");
+    });
+}
+
+#[test]
 fn a_turn_that_submits_rings_once_however_many_commands_there_are() {
     run(|ctx, arena| async move {
         let (_, controller) = open(&ctx, &arena, SoftConfig::new(MIB)).await.expect("it comes up");

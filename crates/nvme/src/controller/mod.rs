@@ -308,6 +308,13 @@ impl<F: Function> Controller<F> {
         let mut answers = self.answers.borrow_mut();
         while let Some(completion) = inner.queues.as_mut().and_then(|queues| queues.io.pop()) {
             any = true;
+            // One that has failed may go on completing; what its cache held is gone. Its word that something is durable is not enough.
+            if inner.promises_durability(&completion)
+                && let Some(fault) = self.health()
+            {
+                inner.raise(fault);
+                break;
+            }
             inner.complete(&completion, &self.limits, &mut answers);
             if inner.fault.is_some() {
                 break;
@@ -454,6 +461,14 @@ impl Inner {
         let pointed = prp::point(&mut command, maps, &request.io.op, at, len, &queues.lists, list);
         assert!(pointed.is_some(), "memory was checked when the operation came");
         queues.io.push(&command);
+    }
+
+    /// Whether a completion would say that the volatile cache was written back.
+    fn promises_durability(&self, completion: &Completion) -> bool {
+        let slot = self.slots.get(usize::from(completion.cid.get() & 0xff));
+        let request =
+            slot.filter(|slot| slot.stage != Stage::Free).and_then(|slot| self.requests.get(slot.request));
+        self.identity.volatile_cache && request.is_some_and(|request| !request.may_repeat())
     }
 
     /// A completion of the I/O queue.

@@ -56,13 +56,11 @@ impl<F: Function> Controller<F> {
         if self.function.removed() {
             self.fault(Fault::Gone);
         } else {
-            let csts = Csts(self.function.read32(registers::CSTS));
             let enabled = self.inner.borrow().enabled;
-            match () {
-                () if csts.gone() || self.function.read32(registers::VS) == 0 => self.fault(Fault::Gone),
-                () if enabled && csts.fatal() => self.fault(Fault::Fatal),
-                () if enabled && !csts.ready() => self.fault(Fault::Lost),
-                () => {}
+            match self.health() {
+                Some(Fault::Gone) => self.fault(Fault::Gone),
+                Some(fault) if enabled => self.fault(fault),
+                _ => {}
             }
         }
         self.chase_late();
@@ -72,6 +70,17 @@ impl<F: Function> Controller<F> {
         self.send_answers();
         self.tend_interrupt().await;
         self.tell_events().await;
+    }
+
+    /// What the registers of an enabled controller say that is wrong with it.
+    pub(super) fn health(&self) -> Option<Fault> {
+        let csts = Csts(self.function.read32(registers::CSTS));
+        match () {
+            () if csts.gone() || self.function.read32(registers::VS) == 0 => Some(Fault::Gone),
+            () if csts.fatal() => Some(Fault::Fatal),
+            () if !csts.ready() => Some(Fault::Lost),
+            () => None,
+        }
     }
 
     /// Aborts what is late, resets for what is late in spite of that, issues what has waited.
