@@ -48,6 +48,8 @@ fn op() -> impl Strategy<Value = Op> {
         3 => any::<usize>().prop_map(Op::Drop),
         12 => (0..4usize, any::<usize>(), 0..6usize).prop_map(|(take, give, step)| Op::Commit(take, give, step)),
         2 => (0..BLOCKS / GROUP, 1..24u64).prop_map(|(group, count)| Op::Fragment(group, count)),
+        // More nodes than any cache keeps.
+        1 => Just(Op::Fragment(0, BLOCKS / GROUP)),
         2 => Just(Op::Pin),
         3 => any::<usize>().prop_map(Op::Unpin),
         5 => any::<usize>().prop_map(Op::Release),
