@@ -229,29 +229,38 @@ fn a_node_that_two_trees_refer_to_answers_for_its_own_alone() {
     });
 }
 
+/// Changes the root of the cobs' tree, with every checksum mended; the superblock that names it.
+async fn forged_root(rig: &Rig, change: impl FnOnce(&mut Node)) -> crate::superblock::Superblock {
+    let mut superblock = rig.superblock.borrow().clone();
+    let seed = crate::tree::forest::seed_of(superblock.target);
+    let (root, at) = (superblock.roots[0], superblock.geometry.node_at(superblock.roots[0].node.block));
+    let expect = Expect {
+        seed,
+        tree: TreeId::Cob,
+        level: root.height - 1,
+        node: root.node,
+        node_blocks: superblock.geometry.node_blocks,
+    };
+    let mut node = Node::parse(&read_block(rig, at).await, &expect).expect("the root is whole");
+    change(&mut node);
+    let mut bytes = vec![0; 4096];
+    superblock.roots[0].node.checksum = node.seal(seed, &mut bytes, |child| child.checksum);
+    write_block(rig, at, &bytes).await;
+    superblock
+}
+
 /// Found by `prove fuzz --seed 109299110434670 --case 242550`: a start that went from key to key never came to an end.
 #[test]
 fn leaves_in_each_other_s_place_are_damage_and_no_circle() {
     run(18, |ctx| async move {
         let (rig, _) = filled(&ctx).await;
-        let mut superblock = rig.superblock.borrow().clone();
-        let seed = crate::tree::forest::seed_of(superblock.target);
-        let (root, at) = (superblock.roots[0], superblock.geometry.node_at(superblock.roots[0].node.block));
-        let expect = Expect {
-            seed,
-            tree: TreeId::Cob,
-            level: root.height - 1,
-            node: root.node,
-            node_blocks: superblock.geometry.node_blocks,
-        };
-        let mut node = Node::parse(&read_block(&rig, at).await, &expect).expect("the root is whole");
-        let children: Vec<_> = (0..4).map(|i| node.child(i)).collect();
-        for (i, child) in children.iter().enumerate() {
-            node.set_child((i + 2) % 4, *child);
-        }
-        let mut bytes = vec![0; 4096];
-        superblock.roots[0].node.checksum = node.seal(seed, &mut bytes, |child| child.checksum);
-        write_block(&rig, at, &bytes).await;
+        let superblock = forged_root(&rig, |node| {
+            let children: Vec<_> = (0..4).map(|i| node.child(i)).collect();
+            for (i, child) in children.iter().enumerate() {
+                node.set_child((i + 2) % 4, *child);
+            }
+        })
+        .await;
         let forest =
             Forest::open(&rig.ctx, &rig.meta, &rig.arena, &superblock, rig.limits).await.expect("open");
         let (mut from, mut steps) = (Vec::new(), 0);
@@ -268,5 +277,34 @@ fn leaves_in_each_other_s_place_are_damage_and_no_circle() {
             assert!(steps < 10_000, "it goes in a circle");
         };
         assert!(matches!(found, Err(MetaError::Corrupt(_))), "{found:?}");
+    });
+}
+
+/// Found by a soak, `prove fuzz --seed 77270311791594 --case 972400`: a leaf swallowed what lay under its neighbour's block.
+#[test]
+fn a_leaf_joins_no_node_of_another_tree_that_lies_under_its_neighbour_s_block() {
+    run(19, |ctx| async move {
+        let (rig, forest) = Rig::new(&ctx, 110, tiny());
+        for number in 0..200 {
+            let (k, v) = (key(number), value(200, 1));
+            retry(&forest, || forest.put(TreeId::Cob, &k, &v)).await;
+            retry(&forest, || forest.put(TreeId::Extmap, &k, &v)).await;
+        }
+        rig.checkpoint(&forest).await.expect("checkpoint");
+        let other = rig.superblock.borrow().roots[1].node;
+        let superblock = forged_root(&rig, |node| node.set_child(1, other)).await;
+        let forest =
+            Forest::open(&rig.ctx, &rig.meta, &rig.arena, &superblock, rig.limits).await.expect("open");
+        let mut gone = 0;
+        while let Ok(Some(_)) = look(&forest, TreeId::Cob, gone).await {
+            retry(&forest, || forest.delete(TreeId::Cob, &key(gone))).await;
+            // The other tree's root is in memory.
+            assert_eq!(look(&forest, TreeId::Extmap, 0).await, Ok(Some(value(200, 1))), "behind {gone}");
+            gone += 1;
+        }
+        assert!(gone > 3, "the first leaf was emptied");
+        for number in 0..200 {
+            assert_eq!(look(&forest, TreeId::Extmap, number).await, Ok(Some(value(200, 1))), "{number}");
+        }
     });
 }
