@@ -5,8 +5,9 @@
 //! end. After the next start without failures the target is whole, and everything acknowledged is there.
 
 use crate::models::disk::{Cut, Disk, Error, Fault, Kind};
+use crate::models::op::{Op, name_of};
 use crate::models::target::{Arenas, Shape, Tally, Target, on_virtual_time};
-use crate::models::whole::{Op, World, name_of};
+use crate::models::whole::World;
 use crate::run::{Counts, Failure, Run, saw, working_on};
 use cobalt_reactor::Ctx;
 use cobalt_store::OpenError;

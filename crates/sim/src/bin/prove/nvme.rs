@@ -5,7 +5,7 @@
 //! asked for again; what was flushed survives; memory comes back if and only if the device has let go of it; and the controller
 //! saw nothing that the specification forbids.
 
-use crate::run::{Counts, Failure, Run, saw, working_on};
+use crate::run::{Counts, Failure, Run, saw, spread, working_on};
 use cobalt_bdev::{Device, IoError, WriteData};
 use cobalt_dma::{Arena, ArenaConfig};
 use cobalt_nvme::soft::{Faults, Found, Soft, SoftConfig, SoftNamespace};
@@ -15,7 +15,6 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::sync::mpsc;
 use std::time::Duration;
 
 /// Completions of a run that is told nothing else.
@@ -39,41 +38,14 @@ pub fn run(run: &Run) -> Result<Counts, Failure> {
         let seed = seed.map_err(|e| Failure { case: case.clone(), what: e.to_string() })?;
         return self::case(seed).map_err(|what| Failure { case: case.clone(), what });
     }
-    let threads = run.threads.max(1) as u64;
-    let share = run.count.unwrap_or(COMPLETIONS).div_ceil(threads);
-    let (done, results) = mpsc::channel();
-    for thread in 0..threads {
-        let (done, base) = (done.clone(), run.seed);
-        spawn(move || {
-            let mut total = Counts::default();
-            for n in (thread..).step_by(threads as usize) {
-                if total.get("completions") >= share {
-                    break;
-                }
-                let seed = base.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ n.wrapping_mul(0xd1b5_4a32_d192_ed03);
-                working_on(format!("{seed:x}"));
-                match case(seed) {
-                    Ok(counts) => total.merge(&counts),
-                    Err(what) => {
-                        let _ = done.send(Err(Failure { case: format!("{seed:x}"), what }));
-                        return;
-                    }
-                }
-            }
-            let _ = done.send(Ok(total));
-        });
-    }
-    drop(done);
-    let mut counts = Counts::default();
-    for result in results {
-        counts.merge(&result?);
-    }
-    Ok(counts)
-}
-
-#[expect(clippy::disallowed_methods, reason = "cases share nothing; each has a reactor on virtual time")]
-fn spawn(work: impl FnOnce() + Send + 'static) {
-    drop(std::thread::spawn(work));
+    spread(run, "completions", COMPLETIONS, || {
+        let base = run.seed;
+        move |n| {
+            let seed = base.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ n.wrapping_mul(0xd1b5_4a32_d192_ed03);
+            working_on(format!("{seed:x}"));
+            case(seed).map_err(|what| Failure { case: format!("{seed:x}"), what })
+        }
+    })
 }
 
 fn case(seed: u64) -> Result<Counts, String> {

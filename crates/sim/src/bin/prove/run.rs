@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
 use std::time::Instant;
 
 /// How to run a layer.
@@ -101,6 +102,50 @@ pub fn working_on(case: impl Into<String>) {
 /// States (runs, images, inputs: the layer's own unit) that were looked at since: how far a run came that fails.
 pub fn saw(states: u64) {
     SEEN.fetch_add(states, Ordering::Relaxed);
+}
+
+/// Cases 0, 1, 2 … over the run's threads, until each has its part of `much` of what counts as `unit`. Each thread has a
+/// `worker` of its own, which plays a case by its number.
+///
+/// # Errors
+/// The first case that failed.
+pub fn spread<W>(run: &Run, unit: &'static str, much: u64, worker: impl Fn() -> W) -> Result<Counts, Failure>
+where
+    W: FnMut(u64) -> Result<Counts, Failure> + Send + 'static,
+{
+    let threads = run.threads.max(1);
+    let part = run.count.unwrap_or(much).div_ceil(threads as u64);
+    let (done, results) = mpsc::channel();
+    for thread in 0..threads {
+        let (done, mut play) = (done.clone(), worker());
+        spawn(move || {
+            let mut total = Counts::default();
+            for number in (thread as u64..).step_by(threads) {
+                if total.get(unit) >= part {
+                    break;
+                }
+                match play(number) {
+                    Ok(counts) => total.merge(&counts),
+                    Err(failure) => {
+                        let _ = done.send(Err(failure));
+                        return;
+                    }
+                }
+            }
+            let _ = done.send(Ok(total));
+        });
+    }
+    drop(done);
+    let mut counts = Counts::default();
+    for result in results {
+        counts.merge(&result?);
+    }
+    Ok(counts)
+}
+
+#[expect(clippy::disallowed_methods, reason = "cases share nothing; each has a reactor on virtual time")]
+fn spawn(work: impl FnOnce() + Send + 'static) {
+    drop(std::thread::spawn(work));
 }
 
 /// Says that a layer failed, and how to run the case again.

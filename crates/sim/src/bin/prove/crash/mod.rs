@@ -20,10 +20,9 @@ mod rot;
 mod walk;
 mod workload;
 
-use crate::run::{Counts, Failure, Run, working_on};
+use crate::run::{Counts, Failure, Run, spread, working_on};
 use check::Env;
 use explore::{Explorer, Fault, replay};
-use std::sync::mpsc;
 
 /// Distinct states of a run that is told nothing else.
 const STATES: u64 = 1_000_000;
@@ -36,46 +35,18 @@ pub fn run(run: &Run) -> Result<Counts, Failure> {
     if let Some(case) = &run.case {
         return again(case);
     }
-    let threads = run.threads.max(1) as u64;
-    let share = run.count.unwrap_or(STATES).div_ceil(threads);
-    let (done, results) = mpsc::channel();
-    for thread in 0..threads {
-        let (done, run) = (done.clone(), run.clone());
-        spawn(move || {
-            let mut total = Counts::default();
-            let mut env = None;
-            for n in (thread..).step_by(threads as usize) {
-                if total.get("states") >= share {
-                    break;
-                }
-                let seed = workload_seed(run.seed, n);
-                let counts = match workload(&mut env, seed) {
-                    Ok(counts) => counts,
-                    Err(failure) => {
-                        let _ = done.send(Err(failure));
-                        return;
-                    }
-                };
-                if run.verbose {
-                    let (states, boundaries) = (counts.get("states"), counts.get("boundaries"));
-                    println!("workload {seed:x}: {boundaries} boundaries, {states} states");
-                }
-                total.merge(&counts);
+    spread(run, "states", STATES, || {
+        let (mut env, run) = (None, run.clone());
+        move |n| {
+            let seed = workload_seed(run.seed, n);
+            let counts = workload(&mut env, seed)?;
+            if run.verbose {
+                let (states, boundaries) = (counts.get("states"), counts.get("boundaries"));
+                println!("workload {seed:x}: {boundaries} boundaries, {states} states");
             }
-            let _ = done.send(Ok(total));
-        });
-    }
-    drop(done);
-    let mut counts = Counts::default();
-    for result in results {
-        counts.merge(&result?);
-    }
-    Ok(counts)
-}
-
-#[expect(clippy::disallowed_methods, reason = "workloads share nothing; each has a reactor on virtual time")]
-fn spawn(work: impl FnOnce() + Send + 'static) {
-    drop(std::thread::spawn(work));
+            Ok(counts)
+        }
+    })
 }
 
 fn workload_seed(seed: u64, n: u64) -> u64 {

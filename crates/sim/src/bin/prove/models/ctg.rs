@@ -3,7 +3,8 @@
 
 use super::case::Model;
 use super::disk::Cut;
-use super::whole::{CTG_KEYS, Op, play};
+use super::op::{CTG_KEYS, Op};
+use super::whole::play;
 use crate::run::Counts;
 use proptest::collection::vec;
 use proptest::prelude::{Just, Strategy, prop_oneof};

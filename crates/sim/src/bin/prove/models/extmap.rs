@@ -3,7 +3,8 @@
 
 use super::case::Model;
 use super::disk::Cut;
-use super::whole::{Op, name_of, play};
+use super::op::{Op, name_of};
+use super::whole::play;
 use crate::run::Counts;
 use proptest::collection::vec;
 use proptest::prelude::{Just, Strategy, prop_oneof};

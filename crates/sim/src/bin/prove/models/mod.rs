@@ -6,14 +6,15 @@
 
 mod balloc;
 mod btree;
+mod caller;
 pub mod case;
 mod cob_log;
 mod ctg;
 mod ctg_log;
 pub mod disk;
 mod extmap;
+pub mod op;
 pub mod target;
-
 pub mod whole;
 
 use crate::run::{Counts, Failure, Run, saw};
