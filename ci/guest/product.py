@@ -10,10 +10,9 @@ import sys
 import cluster
 import harness as h
 import pci
-from block import BODY, verify
+from block import BODY, SLOW, kill_under_load, put_and_verify, read_degraded, verify
 from scenario import run, scenario
 
-SLOW = 300
 state = {}
 
 
@@ -38,12 +37,7 @@ def started():
 
 @scenario
 def put_and_get_on_the_driver():
-    c = started()
-    client = h.s3(c.endpoint, read_timeout=SLOW)
-    for key, body in BODY.items():
-        client.put_object(Bucket="bucket", Key=key, Body=body)
-    verify(c)
-    backends = [t["backend"] for t in c.json("status")["targets"]]
+    backends = put_and_verify(started())
     h.check(all(b.startswith("nvme ") for b in backends), f"{backends}")
     return ", ".join(backends)
 
@@ -73,25 +67,12 @@ def a_controller_in_use_is_refused_and_its_owner_named():
 
 @scenario
 def killed_under_load():
-    c = started()
-    doomed = h.threading.Thread(target=lambda: h.status_of(lambda: h.s3(c.endpoint).put_object(Bucket="bucket", Key="doomed", Body=h.payload(30 * h.MIB, 4))))
-    doomed.start()
-    h.time.sleep(1)
-    c.kill()
-    doomed.join(SLOW)
-    h.fsck(["--config", c.config])
-    c.start()
-    verify(c)
+    kill_under_load(started())
 
 
 @scenario
 def read_without_one_controller():
-    c = started()
-    c.kill("p2")
-    verify(c)
-    h.check(c.json("status", ok=(4,))["degraded"], "status does not say degraded")
-    c.start("p2")
-    verify(c)
+    read_degraded(started())
 
 
 @scenario
