@@ -17,7 +17,7 @@ type Rows = Vec<(Vec<u8>, Vec<u8>)>;
 const COBS: u64 = 250;
 
 /// A target with enough in it that each tree has more than one level, checkpointed.
-async fn filled(ctx: &cobalt_reactor::Ctx) -> Rig {
+pub(super) async fn filled(ctx: &cobalt_reactor::Ctx) -> Rig {
     let rig = Rig::with(ctx, Limits { node_cache: 512 << 10, ..Limits::tiny() }).await;
     for n in 0..COBS {
         rig.put(fid(1 + n % 3, n), 0, &pattern(n, CHUNK)).await.unwrap();
@@ -40,7 +40,7 @@ async fn filled(ctx: &cobalt_reactor::Ctx) -> Rig {
     rig
 }
 
-async fn newest(rig: &Rig) -> Superblock {
+pub(super) async fn newest(rig: &Rig) -> Superblock {
     let (regions, ..) = devices(&rig.ctx, rig.meta.current(), rig.data.current());
     let copies = superblock::read_all(&regions.meta, &rig.arena).await;
     let valid = copies.into_iter().filter_map(|copy| match copy.verdict {
@@ -65,7 +65,7 @@ async fn rows(rig: &Rig, tree: TreeId) -> Vec<(Vec<u8>, u64)> {
     out
 }
 
-fn kinds(report: &FsckReport) -> Vec<FindingKind> {
+pub(super) fn kinds(report: &FsckReport) -> Vec<FindingKind> {
     report.findings.iter().map(|f| f.kind).collect()
 }
 

@@ -7,6 +7,7 @@ mod cold;
 mod crash;
 mod damage;
 mod fsck;
+mod fsck_start;
 mod hostile;
 mod inline;
 mod model;

@@ -3,7 +3,7 @@
 use super::rig::{Model, Rig, key, retry, run, tiny, value};
 use crate::superblock::{self, Verdict};
 use crate::tree::node::{Expect, Node};
-use crate::tree::{Forest, MetaError, TreeId, verify};
+use crate::tree::{FaultKind, Forest, MetaError, TreeId, verify};
 
 async fn filled(ctx: &cobalt_reactor::Ctx) -> (Rig, Forest) {
     let (rig, forest) = Rig::new(ctx, 110, tiny());
@@ -306,5 +306,42 @@ fn a_leaf_joins_no_node_of_another_tree_that_lies_under_its_neighbour_s_block() 
         for number in 0..200 {
             assert_eq!(look(&forest, TreeId::Extmap, number).await, Ok(Some(value(200, 1))), "{number}");
         }
+    });
+}
+
+/// What the verification finds after such a change, by kind and block.
+async fn faults(rig: &Rig, change: impl FnOnce(&mut Node)) -> Vec<(FaultKind, Option<u64>)> {
+    let superblock = forged_root(rig, change).await;
+    let found = verify(&rig.meta, &rig.arena, &superblock, |_, _, _| {}).await;
+    found.findings.iter().map(|fault| (fault.kind, fault.block)).collect()
+}
+
+#[test]
+fn a_node_that_two_pointers_lead_to_is_found_once() {
+    run(20, |ctx| async move {
+        let (rig, _) = filled(&ctx).await;
+        let mut shared = None;
+        let found = faults(&rig, |root| {
+            shared = Some(root.child(0).block);
+            root.set_child(2, root.child(0));
+        });
+        let found = found.await;
+        let expected = (FaultKind::Shared, shared);
+        assert_eq!(found.iter().filter(|fault| **fault == expected).count(), 1, "{found:?}");
+    });
+}
+
+#[test]
+fn leaves_in_each_other_s_place_have_keys_out_of_range() {
+    run(21, |ctx| async move {
+        let (rig, _) = filled(&ctx).await;
+        let mut expected = Vec::new();
+        let found = faults(&rig, |root| {
+            let (a, b) = (root.child(0), root.child(1));
+            root.set_child(0, b);
+            root.set_child(1, a);
+            expected = vec![(FaultKind::Range, Some(b.block)), (FaultKind::Range, Some(a.block))];
+        });
+        assert_eq!(found.await, expected);
     });
 }
