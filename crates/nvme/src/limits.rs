@@ -14,6 +14,8 @@ pub const PRP_LIST_MAX: usize = 512;
 pub struct Limits {
     /// Commands in flight of an I/O queue pair, at most [`SLOTS_MAX`].
     pub depth: u32,
+    /// Shadow doorbells where they are offered.
+    pub shadow_doorbells: bool,
     /// How long a read, write or deallocation may take before it is aborted.
     pub io_time: Duration,
     /// The same for a flush.
@@ -40,6 +42,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             depth: SLOTS_MAX,
+            shadow_doorbells: true,
             io_time: Duration::from_secs(30),
             flush_time: Duration::from_secs(60),
             admin_time: Duration::from_secs(30),
@@ -59,6 +62,7 @@ impl Limits {
     pub fn tiny() -> Limits {
         Limits {
             depth: 8,
+            shadow_doorbells: true,
             io_time: Duration::from_millis(20),
             flush_time: Duration::from_millis(30),
             admin_time: Duration::from_millis(20),

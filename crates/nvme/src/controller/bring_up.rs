@@ -170,7 +170,7 @@ impl<F: Function> Controller<F> {
             transfer_max: most.min(prp::BYTES_MAX as u64),
             deallocates: data.oncs.get() & 4 != 0,
             volatile_cache: cached,
-            shadow_doorbells: data.oacs.get() & 1 << 8 != 0,
+            shadow_doorbells: self.limits.shadow_doorbells && data.oacs.get() & 1 << 8 != 0,
             shutdown_us: data.rtd3e.get(),
         };
         Ok((identity, data))

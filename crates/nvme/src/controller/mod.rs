@@ -92,7 +92,7 @@ pub struct Identity {
     pub deallocates: bool,
     /// Get Features 06h: completed writes need a flush.
     pub volatile_cache: bool,
-    /// Shadow doorbells are offered.
+    /// Shadow doorbells are offered, and used.
     pub shadow_doorbells: bool,
     /// Longest shutdown that it announces, in microseconds; zero is unknown.
     pub shutdown_us: u32,
