@@ -23,6 +23,9 @@ FIRST_MODULES = ["virtio_pci", "9pnet_virtio", "9p", "overlay"]
 PROGRAMS = {"qemu-system-x86_64": "qemu-system-x86", "/bin/busybox": "busybox-static", "cpio": "cpio", "zstd": "zstd",
             "xz": "xz-utils", "depmod": "kmod", "dpkg-deb": "dpkg", "apt-cache": "apt"}
 
+# True surprise removal: the slot is the hot plug driver's, and power taken from it takes the device away.
+SURPRISES = ["-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"]
+
 INIT = """#!/bin/busybox sh
 /bin/busybox --install -s /bin
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
@@ -145,7 +148,8 @@ class Machine:
         self.console = folder / "console"
         kernel = CACHE / "kernel/boot" / f"vmlinuz-{_kernel_release()}"
         # iommu=pt: the kernel's own drivers skip the emulated IOMMU, which is slow; what VFIO holds goes through it.
-        words = ("console=ttyS0 panic=-1 quiet loglevel=4 mitigations=off audit=0 nokaslr no_timer_check "
+        # iomem=relaxed: a test reaches a controller's registers behind its driver's back.
+        words = ("console=ttyS0 panic=-1 quiet loglevel=4 mitigations=off audit=0 nokaslr no_timer_check iomem=relaxed "
                  f"{'intel_iommu=on iommu=pt' if iommu else ''} cobalt.out={folder}")
         args = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-machine", "q35,kernel-irqchip=split", "-accel", "tcg,thread=multi",
                 "-cpu", "max", "-smp", cpus, "-m", memory, "-display", "none", "-no-reboot",
@@ -183,21 +187,34 @@ class Machine:
         return "\n".join(text.splitlines()[-lines:])
 
 
-def nvme(index, image, serial, namespaces=(), drive="", **options):
+def drive(name, image):
+    """QEMU's words for a disk's content: the block nodes NAME and, under it, NAME-file."""
+    return ["-blockdev", f"driver=file,node-name={name}-file,filename={image},discard=unmap",
+            "-blockdev", f"driver=raw,node-name={name},file={name}-file,discard=unmap"]
+
+
+def nvme(index, image, serial, namespaces=(), **options):
     """QEMU's words for one controller behind its own root port, so that it can be unplugged and stands in an IOMMU
-    group of its own. `namespaces` are further images, or with `image` None all of them."""
+    group of its own. `namespaces` are further images, or with `image` None all of them.
+
+    Devices are named c0, and c0ns1 with a namespace of its own; their block nodes c0d and c0n1."""
     extra = "".join(f",{k.replace('_', '-')}={v}" for k, v in options.items())
     slot = f"c{index}"
     args = ["-device", f"pcie-root-port,id=port{index},chassis={index + 1},slot={index + 1}"]
     if image:
-        args += ["-drive", f"file={image},if=none,id={slot}d,format=raw,discard=unmap{drive}",
-                 "-device", f"nvme,id={slot},bus=port{index},serial={serial},drive={slot}d{extra}"]
+        args += [*drive(f"{slot}d", image), "-device", f"nvme,id={slot},bus=port{index},serial={serial},drive={slot}d{extra}"]
     else:
         args += ["-device", f"nvme,id={slot},bus=port{index},serial={serial}{extra}"]
     for number, (file, more) in enumerate(namespaces, 1):
-        args += ["-drive", f"file={file},if=none,id={slot}n{number},format=raw,discard=unmap{drive}",
-                 "-device", f"nvme-ns,bus={slot},drive={slot}n{number},nsid={number}{more}"]
+        args += [*drive(f"{slot}n{number}", file),
+                 "-device", f"nvme-ns,id={slot}ns{number},bus={slot},drive={slot}n{number},nsid={number}{more}"]
     return args
+
+
+def qmp():
+    """QEMU's words for a serial port on which the guest commands its own machine (ci/guest/qmp.py)."""
+    return ["-chardev", "socket,id=monitor,path=qmp.guest,server=on,wait=off", "-mon", "chardev=monitor,mode=control",
+            "-chardev", "socket,id=port,path=qmp.guest", "-device", "virtio-serial-pci", "-device", "virtserialport,chardev=port,name=qmp"]
 
 
 def image(path, size):

@@ -12,7 +12,7 @@ import harness as h
 import pci
 from scenario import run, scenario
 
-LOAD = h.ROOT / "target/release/nvme-load"
+LOAD = h.BIN.parent / "nvme-load"
 DOORBELLS = pathlib.Path("doorbells")  # Written by QEMU, one line for each write of a submission queue's doorbell.
 COUNT = 20_000
 

@@ -20,6 +20,8 @@ pub struct Namespace {
     pub atomic_write: u32,
     /// Globally unique, where it has one: NGUID, else EUI-64, in hex.
     pub unique: Option<String>,
+    /// What every byte of a deallocated block reads as, where it promises that (DLFEAT).
+    pub deallocated: Option<u8>,
     /// Why it cannot be used.
     pub refused: Option<String>,
     /// Writes that completed, not durable by themselves.
@@ -56,8 +58,23 @@ impl Namespace {
         let atomic_write = (u32::from(blocks) + 1).saturating_mul(1 << shift);
         let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
         let known = |bytes: &[u8]| bytes.iter().any(|b| *b != 0).then(|| hex(bytes));
+        let deallocated = match data.dlfeat & 7 {
+            1 => Some(0),
+            2 => Some(0xff),
+            _ => None,
+        };
         let unique = known(&data.nguid).or_else(|| known(&data.eui64));
-        Namespace { nsid, block_shift: shift, size, atomic_write, unique, refused, written: 0, flushed: 0 }
+        Namespace {
+            nsid,
+            block_shift: shift,
+            size,
+            atomic_write,
+            unique,
+            deallocated,
+            refused,
+            written: 0,
+            flushed: 0,
+        }
     }
 
     /// Whether it is still the same after a reset.
