@@ -57,6 +57,24 @@ def an_idle_process_sleeps():
 
 
 @scenario
+def its_owner_tells_how_a_disk_is():
+    c = started()
+    first, second, _ = state["addresses"]
+    told = h.cobalt_json("device", "status", second)
+    h.check(told["serial"] == "beta" and told["state"] == "ready" and told["counters"]["commands"] > 0, f"{told}")
+    h.check([n["uses"] for n in told["namespaces"]] == [["target t1"]], f"{told['namespaces']}")
+    health = told["health"]
+    h.check((health["temperature"], health["spare"], health["used"], health["critical_warnings"]) == (50, 100, 0, []), f"{health}")
+    said = h.cobalt("device", "status").stdout.decode()
+    h.check(said.count("temperature: 50 °C") == 3 and said.count("target t0") == 2, said)
+    c.kill("p1")
+    alone = h.cobalt_json("device", "status", second)
+    h.check(alone["health"] is None and "no process" in alone["unknown"] and alone["serial"] == "beta", f"{alone}")
+    c.start("p1")
+    return next(line.strip() for line in said.splitlines() if "temperature" in line)
+
+
+@scenario
 def a_controller_in_use_is_refused_and_its_owner_named():
     c = started()
     said = h.cobalt("device", "unbind", state["addresses"][1], ok=(1,)).stderr.decode()

@@ -9,10 +9,19 @@ use uuid::Uuid;
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum Request {
     Report,
-    KeyCreate { account: String },
+    /// The NVMe controllers that it drives, each asked how it is.
+    Controllers,
+    KeyCreate {
+        account: String,
+    },
     KeyList,
-    KeyEnable { access_key: String, enabled: bool },
-    KeyDelete { access_key: String },
+    KeyEnable {
+        access_key: String,
+        enabled: bool,
+    },
+    KeyDelete {
+        access_key: String,
+    },
 }
 
 /// An answer. No `Debug`: one of them carries a secret, which no message may print.
@@ -20,6 +29,7 @@ pub enum Request {
 #[serde(tag = "answer", rename_all = "snake_case")]
 pub enum Response {
     Report(Box<Report>),
+    Controllers { controllers: Vec<Controller> },
     KeyCreated { access_key: String, secret_key: String, s3: Option<String>, region: String },
     Keys { keys: Vec<Key> },
     Done,
@@ -31,6 +41,7 @@ impl Response {
     pub fn name(&self) -> &'static str {
         match self {
             Response::Report(_) => "a report",
+            Response::Controllers { .. } => "a list of controllers",
             Response::KeyCreated { .. } => "a new key",
             Response::Keys { .. } => "a list of keys",
             Response::Done => "done",
@@ -99,6 +110,52 @@ pub struct Target {
     pub journal: u64,
     pub journal_used: u64,
     pub counters: BTreeMap<String, u64>,
+}
+
+/// An NVMe controller, as the process sees it that drives it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Controller {
+    pub address: String,
+    pub model: String,
+    pub serial: String,
+    pub firmware: String,
+    /// `ready`, `starting`, `failed` or `gone`.
+    pub state: String,
+    pub namespaces: Vec<Namespace>,
+    pub health: Option<Health>,
+    /// Why its health is not known.
+    pub unknown: Option<String>,
+    /// Exact counts since the process opened it.
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// A namespace of a controller.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Namespace {
+    pub name: String,
+    pub bytes: u64,
+    /// What it is used for, or why it cannot be used; empty when it is free.
+    pub uses: Vec<String>,
+}
+
+/// What a disk says of itself in its health information. Counts are over its whole life.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    pub critical_warnings: Vec<String>,
+    /// Degrees Celsius, where it measures.
+    pub temperature: Option<i32>,
+    /// Per cent of the spare blocks that are left, and the share below which it warns.
+    pub spare: u8,
+    pub spare_threshold: u8,
+    /// Per cent of the endurance; may go beyond 100.
+    pub used: u8,
+    pub media_errors: u64,
+    pub error_log_entries: u64,
+    pub power_on_hours: u64,
+    pub power_cycles: u64,
+    pub unsafe_shutdowns: u64,
+    pub read_bytes: u64,
+    pub written_bytes: u64,
 }
 
 /// The cluster as a client sees it.

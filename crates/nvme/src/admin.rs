@@ -1,6 +1,6 @@
 //! Admin commands: few, each with a name for its errors, answered through the admin queue pair.
 
-use crate::controller::{Controller, Fault};
+use crate::controller::{Controller, Fault, Life};
 use crate::error::NvmeError;
 use crate::function::Function;
 use crate::limits::ADMIN_SLOTS;
@@ -91,9 +91,11 @@ impl<F: Function> Controller<F> {
         mut command: Command,
     ) -> Result<Vec<u8>, NvmeError> {
         let page = self.page.acquire(1).await;
+        // A reset without a proof takes the queues away at any time.
+        let kept = || self.unfit("it cannot be stopped: its memory is not used again");
         {
             let inner = self.inner.borrow();
-            let queues = inner.queues.as_ref().expect("queues exist from the first bring-up on");
+            let queues = inner.queues.as_ref().ok_or_else(kept)?;
             // What the device does not fill reads as zero.
             for at in (0..PAGE).step_by(8) {
                 queues.page.write64(at, 0);
@@ -102,7 +104,7 @@ impl<F: Function> Controller<F> {
         }
         let _page = self.run(name, command, Some(page)).await?;
         let inner = self.inner.borrow();
-        let queues = inner.queues.as_ref().expect("queues exist from the first bring-up on");
+        let queues = inner.queues.as_ref().ok_or_else(kept)?;
         Ok((0..PAGE).step_by(4).flat_map(|at| queues.page.read32(at).to_le_bytes()).collect())
     }
 
@@ -141,14 +143,20 @@ impl<F: Function> Controller<F> {
     /// A log page of the whole controller: `spec::log::Smart`, `ErrorEntry` or `Firmware`.
     ///
     /// # Errors
-    /// The command failed.
+    /// The controller is not in use, the command failed, or [`NvmeError::Malformed`].
     pub async fn log_page<L: LogPage>(&self) -> Result<L, NvmeError> {
+        match self.life() {
+            Life::Ready => {}
+            life => return Err(self.unfit(format!("it cannot be asked: it is {life}"))),
+        }
         let mut command = Command::new(admin::GET_LOG_PAGE, u32::MAX);
         let words = (size_of::<L>() / 4 - 1) as u32; // NUMDL counts from zero.
         command.cdw10 = (words << 16 | u32::from(L::ID)).into();
         let page = self.admin_page("Get Log Page", command).await?;
-        let page = L::read_from_prefix(&page).ok().map(|(page, _)| page);
-        page.ok_or_else(|| self.unfit("a log page is shorter than its layout"))
+        let malformed = |why| NvmeError::Malformed { controller: self.name(), page: L::NAME, why };
+        let (page, _) = L::read_from_prefix(&page).map_err(|_| malformed("it is cut off".to_owned()))?;
+        page.check().map_err(malformed)?;
+        Ok(page)
     }
 
     /// Reads the page that an event names, which lets further ones of its kind come.

@@ -21,6 +21,9 @@ pub enum NvmeError {
     /// An admin command was not answered.
     #[error("{controller}: {command} was not answered within {seconds:.1} s")]
     TimedOut { controller: String, command: &'static str, seconds: f64 },
+    /// A log page that says what cannot be.
+    #[error("{controller}: its log page of {page} is malformed: {why}")]
+    Malformed { controller: String, page: &'static str, why: String },
     /// The system refused.
     #[error("{controller}: {what}: {source}")]
     System { controller: String, what: &'static str, source: io::Error },

@@ -3,7 +3,7 @@
 use cobalt_bdev::{Device, IoError, WriteData};
 use cobalt_dma::{Arena, ArenaConfig};
 use cobalt_nvme::soft::{Faults, Found, Soft, SoftConfig, SoftNamespace};
-use cobalt_nvme::spec::log::Smart;
+use cobalt_nvme::spec::log::{self, ErrorEntry, Firmware, Smart};
 use cobalt_nvme::{Controller, Life, Limits, NvmeError};
 use cobalt_reactor::{Ctx, Park, Poller, Reactor};
 use std::rc::Rc;
@@ -365,4 +365,60 @@ fn a_reactor_does_not_sleep_on_an_admin_command() {
         page.await.expect("a log page");
         assert_eq!(controller.arm(), Park::Idle);
     });
+}
+
+#[test]
+fn log_pages_are_read_while_commands_run_and_malformed_ones_are_typed_errors() {
+    run(|ctx, arena| async move {
+        let (soft, controller) = open(&ctx, &arena, SoftConfig::new(MIB)).await.expect("it comes up");
+        let device = device(&controller, 1);
+        let writes = ctx.spawn({
+            let (device, arena) = (device.clone(), arena.clone());
+            async move {
+                for n in 0..100u64 {
+                    device.write(n % 16 * 4096, data(&arena, 4096, 1), false).await.expect("a write");
+                }
+            }
+        });
+        let smart = controller.log_page::<Smart>().await.expect("a healthy page");
+        assert_eq!((smart.celsius(), smart.spare, smart.used), (Some(40), 100, 3));
+        assert_eq!((smart.power_on_hours.get(), smart.unsafe_shutdowns.get()), (4711, 5));
+        assert_eq!(controller.log_page::<Firmware>().await.expect("firmware slots").active, 1);
+        assert_eq!(controller.log_page::<ErrorEntry>().await.expect("no error yet").count.get(), 0);
+        writes.await;
+        for (id, page) in [(log::SMART, [0xff; 512]), (log::SMART, [0; 512]), (log::FIRMWARE, [0; 512])] {
+            soft.set_log_page(id, &page);
+            let error = match id {
+                log::SMART => controller.log_page::<Smart>().await.map(drop),
+                _ => controller.log_page::<Firmware>().await.map(drop),
+            };
+            assert!(matches!(error, Err(NvmeError::Malformed { .. })), "{error:?}");
+        }
+        assert_eq!(
+            (controller.life(), controller.counters().resets),
+            (Life::Ready, 0),
+            "nothing but an answer"
+        );
+        assert_eq!(soft.violations(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn a_controller_that_is_gone_or_failed_is_not_asked_for_its_health() {
+    // With and without a proof that it has stopped: without one its queues are given up.
+    for (value, unmap_fails) in [(u32::MAX, 0), (u32::MAX, 100)] {
+        run(move |ctx, arena| async move {
+            let faults = Faults { unmap_fails, ..Faults::default() };
+            let (soft, controller) =
+                open(&ctx, &arena, SoftConfig { faults, ..SoftConfig::new(MIB) }).await.expect("it comes up");
+            let asks = controller.clone();
+            let asked = ctx.spawn(async move { asks.log_page::<Smart>().await.map(drop) });
+            ctx.sleep(Duration::from_micros(1)).await;
+            soft.remove(value);
+            assert!(asked.await.is_err(), "a command that is under way ends");
+            let begun = ctx.now();
+            let error = controller.log_page::<Smart>().await.expect_err("nobody is there").to_string();
+            assert!(error.contains("it is gone") && ctx.now() == begun, "{error}");
+        });
+    }
 }

@@ -142,7 +142,7 @@ pub fn unbind(address: PciAddress, driver: Option<&str>, dry_run: bool) -> Resul
     if let Some(group) = function.group
         && let Some(holder) = host::holder(&PathBuf::from("/dev/vfio").join(group.to_string()))
     {
-        return Err(HostError::Held { address: text, holder });
+        return Err(HostError::Held { address: text, holder: holder.to_string() });
     }
     let to = match (&known, driver) {
         (_, Some(driver)) => Some(driver.to_owned()),

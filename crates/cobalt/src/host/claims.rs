@@ -152,7 +152,7 @@ fn label(head: &[u8]) -> Option<&'static str> {
 /// Who has the device open. The kernel refuses an exclusive open of what a file system or mapper claims.
 fn opened(node: &Path) -> Option<String> {
     if let Some(holder) = host::holder(node) {
-        return Some(holder);
+        return Some(holder.to_string());
     }
     let exclusive = fs::OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(node);
     let busy = exclusive.is_err_and(|e| e.raw_os_error() == Some(libc::EBUSY));

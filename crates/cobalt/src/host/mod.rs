@@ -7,6 +7,7 @@ pub mod doctor;
 mod files;
 mod pages;
 mod prepare;
+pub mod sockets;
 mod state;
 
 pub use binding::{Bound, bind, unbind};

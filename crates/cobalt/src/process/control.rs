@@ -38,11 +38,14 @@ impl Control {
         if matches!(request, Request::Report) {
             return Response::Report(Box::new(self.reporter.report().await));
         }
+        if matches!(request, Request::Controllers) {
+            return Response::Controllers { controllers: self.reporter.controllers().await };
+        }
         let Some(keys) = &self.keys else {
             return Response::Refused { error: "this process has no gateway".into(), hint: None };
         };
         match request {
-            Request::Report => unreachable!("answered above"),
+            Request::Report | Request::Controllers => unreachable!("answered above"),
             Request::KeyCreate { account } => {
                 keys.create(&account, self.reporter.s3.clone(), self.region.clone()).await
             }

@@ -2,14 +2,18 @@
 //! thread knows which are open, and closes them when its targets are closed.
 
 use super::targets::with_sources;
+use crate::config::TargetConfig;
+use crate::control;
 use crate::host::State;
-use cobalt_bdev::{Device, NvmeName, OpenMode};
+use cobalt_bdev::{Device, DeviceKind, DeviceUri, NvmeName, OpenMode};
 use cobalt_dma::Arena;
+use cobalt_nvme::spec::log::Smart;
 use cobalt_nvme::vfio::host::controllers;
 use cobalt_nvme::vfio::{PciAddress, VfioFunction, Wait};
-use cobalt_nvme::{Controller, Limits};
+use cobalt_nvme::{Controller, Life, Limits};
 use cobalt_reactor::Ctx;
 use cobalt_reactor::sync::Semaphore;
+use futures::future::join_all;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -60,6 +64,81 @@ pub async fn close_all() {
         if let Err(error) = controller.close().await {
             tracing::error!(%address, %error, "the controller was not shut down");
         }
+    }
+}
+
+/// The controllers of this thread, each asked how it is. `targets` are those that may lie on them.
+pub async fn report(targets: &[TargetConfig]) -> Vec<control::Controller> {
+    let controllers = CONTROLLERS.with(Rc::clone);
+    let open: Vec<(PciAddress, Open)> =
+        controllers.open.borrow().iter().map(|(address, open)| (*address, open.clone())).collect();
+    join_all(open.iter().map(|(address, open)| describe(*address, open, targets))).await
+}
+
+async fn describe(address: PciAddress, controller: &Open, targets: &[TargetConfig]) -> control::Controller {
+    let identity = controller.identity();
+    let on = |uri: &&DeviceUri, nsid: u32| {
+        matches!(&uri.kind, DeviceKind::Nvme { controller, nsid: n } if *n == nsid && match controller {
+            NvmeName::Address(text) => text.parse().is_ok_and(|a: PciAddress| a == address),
+            NvmeName::Serial(serial) => *serial == identity.serial,
+        })
+    };
+    let namespaces = controller.namespaces().into_iter().map(|space| {
+        let of = |target: &&TargetConfig| target.device.uris().iter().any(|uri| on(uri, space.nsid));
+        let mut uses: Vec<String> =
+            targets.iter().filter(of).map(|target| format!("target {}", target.name)).collect();
+        uses.extend(space.refused);
+        control::Namespace { name: format!("namespace {}", space.nsid), bytes: space.size, uses }
+    });
+    let namespaces = namespaces.collect();
+    let (health, unknown) = match controller.log_page::<Smart>().await {
+        Ok(page) => (Some(health(&page)), None),
+        Err(error) => (None, Some(with_sources(&error))),
+    };
+    let state = match controller.life() {
+        Life::Failed(why) => format!("failed: {why}"),
+        life => life.to_string(),
+    };
+    let counts = controller.counters();
+    let counters = [
+        ("commands", counts.io.submitted),
+        ("retries", counts.retries),
+        ("timeouts", counts.timeouts),
+        ("aborts", counts.aborts),
+        ("resets", counts.resets),
+        ("unexpected_completions", counts.unexpected),
+        ("events", counts.events),
+    ];
+    control::Controller {
+        address: address.to_string(),
+        model: identity.model,
+        serial: identity.serial,
+        firmware: identity.firmware,
+        state,
+        namespaces,
+        health,
+        unknown,
+        counters: counters.map(|(name, count)| (name.to_owned(), count)).into(),
+    }
+}
+
+fn health(page: &Smart) -> control::Health {
+    let count = |count: u128| u64::try_from(count).unwrap_or(u64::MAX);
+    // In thousands of 512 bytes.
+    let bytes = |units: u128| count(units.saturating_mul(512_000));
+    control::Health {
+        critical_warnings: page.warnings(),
+        temperature: page.celsius(),
+        spare: page.spare,
+        spare_threshold: page.spare_threshold,
+        used: page.used,
+        media_errors: count(page.media_errors.get()),
+        error_log_entries: count(page.error_entries.get()),
+        power_on_hours: count(page.power_on_hours.get()),
+        power_cycles: count(page.power_cycles.get()),
+        unsafe_shutdowns: count(page.unsafe_shutdowns.get()),
+        read_bytes: bytes(page.data_read.get()),
+        written_bytes: bytes(page.data_written.get()),
     }
 }
 

@@ -29,6 +29,7 @@ const CLOSE_STORE: Duration = Duration::from_secs(60);
 /// What other threads ask the reactor.
 pub enum Question {
     Report(oneshot::Sender<Local>),
+    Controllers(oneshot::Sender<Vec<control::Controller>>),
     /// Seals the secret of an access key.
     Seal {
         access_key: String,
@@ -162,6 +163,13 @@ impl Process {
     fn answer(&self, question: Question, secret: &ClusterSecret) {
         match question {
             Question::Report(slot) => drop(slot.send(self.report())),
+            // The controllers take their time to answer: nothing here waits for that.
+            Question::Controllers(slot) => {
+                let plan = self.plan.clone();
+                self.ctx.spawn(async move {
+                    drop(slot.send(super::nvme::report(&plan.process.targets).await));
+                });
+            }
             Question::Seal { access_key, secret: text, sealed } => {
                 let result = cobalt_cas::secrets::seal(&self.ctx, secret.expose(), &access_key, &text);
                 drop(sealed.send(result.map_err(|e| e.to_string())));

@@ -1,7 +1,7 @@
 //! What a process says of itself over its socket: its reactor's view, its client's view, its memory.
 
 use super::reactor::Question;
-use crate::control::{Arena, Catalogue, Report, Session, View};
+use crate::control::{Arena, Catalogue, Controller, Report, Session, View};
 use cobalt_client::{ClusterStatus, Handle};
 use cobalt_reactor::mailbox;
 use futures::channel::oneshot;
@@ -48,6 +48,15 @@ impl Reporter {
                 huge: stats.huge,
             },
             view,
+        }
+    }
+
+    /// The controllers that the process drives, each asked how it is. None when nothing answers: the process ends.
+    pub async fn controllers(&self) -> Vec<Controller> {
+        let (slot, controllers) = oneshot::channel();
+        match self.questions.send(Question::Controllers(slot)).await {
+            Ok(()) => controllers.await.unwrap_or_default(),
+            Err(_) => Vec::new(),
         }
     }
 

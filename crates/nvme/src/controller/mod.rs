@@ -28,6 +28,7 @@ use cobalt_reactor::{Ctx, Park, Poller};
 use slab::Slab;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::fmt;
 use std::os::fd::RawFd;
 use std::rc::{Rc, Weak};
 
@@ -60,6 +61,18 @@ pub enum Life {
     Gone,
     /// Shut down.
     Closed,
+}
+
+impl fmt::Display for Life {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Life::Starting => "starting",
+            Life::Ready => "ready",
+            Life::Failed(_) => "failed",
+            Life::Gone => "gone",
+            Life::Closed => "closed",
+        })
+    }
 }
 
 /// Exact counts of a controller's life.

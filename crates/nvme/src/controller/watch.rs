@@ -263,7 +263,7 @@ impl<F: Function> Controller<F> {
                 EVENT_HEALTH => match self.log_page::<Smart>().await {
                     Ok(smart) => tracing::warn!(
                         controller = self.function.name(),
-                        critical_warning = smart.critical_warning,
+                        warnings = smart.warnings().join(", "),
                         celsius = smart.celsius(),
                         spare = smart.spare,
                         used = smart.used,

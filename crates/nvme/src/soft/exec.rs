@@ -3,6 +3,7 @@
 use super::{Queue, Space, State};
 use crate::spec::command::{DEALLOCATE, DsmRange, FUA, feature};
 use crate::spec::identify::{IdentifyController, IdentifyNamespace, cns};
+use crate::spec::log::{self, Firmware, Smart};
 use crate::spec::{Command, Completion, Status, admin, nvm};
 use rand::Rng;
 use std::rc::Rc;
@@ -375,7 +376,9 @@ impl State {
             admin::GET_LOG_PAGE => {
                 self.pages_read.borrow_mut().push(command.cdw10.get() as u8);
                 let len = ((command.cdw10.get() >> 16) as usize + 1) * 4;
-                self.reach(self.dma.borrow().write(command.prp1.get(), &vec![0; len]));
+                let mut page = self.log_page(command.cdw10.get() as u8);
+                page.resize(len, 0);
+                self.reach(self.dma.borrow().write(command.prp1.get(), &page));
             }
             admin::DOORBELL_BUFFER_CONFIG if self.config.shadow_doorbells => {
                 self.shadow.set(Some((command.prp1.get(), command.prp2.get())));
@@ -391,6 +394,30 @@ impl State {
         match self.config.latency {
             None => self.complete(0, cid, status, result),
             Some(_) => self.later(20, move |state| state.complete(0, cid, status, result)),
+        }
+    }
+
+    fn log_page(&self, id: u8) -> Vec<u8> {
+        if let Some(page) = self.log_pages.borrow().get(&id) {
+            return page.clone();
+        }
+        match id {
+            log::SMART => {
+                let mut page = Smart::new_zeroed();
+                page.temperature = 313u16.to_le_bytes();
+                (page.spare, page.spare_threshold, page.used) = (100, 10, 3);
+                page.media_errors = 2.into();
+                page.power_on_hours = 4711.into();
+                page.unsafe_shutdowns = 5.into();
+                page.as_bytes().to_vec()
+            }
+            log::FIRMWARE => {
+                let mut page = Firmware::new_zeroed();
+                page.active = 1;
+                page.slots[0] = *b"1       ";
+                page.as_bytes().to_vec()
+            }
+            _ => Vec::new(),
         }
     }
 

@@ -70,6 +70,8 @@ pub(crate) struct State {
     hung: RefCell<BTreeSet<(u16, u16)>>,
     events: RefCell<Vec<u16>>,
     pages_read: RefCell<Vec<u8>>,
+    /// Other log pages than it has by itself.
+    log_pages: RefCell<BTreeMap<u8, Vec<u8>>>,
     counters: Cell<SoftCounters>,
     violations: RefCell<Vec<String>>,
 }
@@ -139,6 +141,7 @@ impl Soft {
             hung: RefCell::default(),
             events: RefCell::default(),
             pages_read: RefCell::default(),
+            log_pages: RefCell::default(),
             counters: Cell::default(),
             violations: RefCell::default(),
             config,
@@ -183,6 +186,11 @@ impl Soft {
     /// Identifiers of log pages that were read, in turn.
     pub fn pages_read(&self) -> Vec<u8> {
         self.0.pages_read.borrow().clone()
+    }
+
+    /// What it says when log page `id` is read, from here on.
+    pub fn set_log_page(&self, id: u8, bytes: &[u8]) {
+        self.0.log_pages.borrow_mut().insert(id, bytes.to_vec());
     }
 
     /// Whether the last shutdown was announced and finished.

@@ -108,7 +108,7 @@ impl Handle {
                 },
                 _ if error.raw_os_error() == Some(libc::EBUSY) => {
                     let unknown = "another process, which this user may not see".to_owned();
-                    let holder = host::holder(&path);
+                    let holder = host::holder(&path).map(|holder| holder.to_string());
                     let known = holder.is_some();
                     VfioError::Held { address, group, holder: holder.unwrap_or(unknown), known }
                 }

@@ -1,6 +1,7 @@
 //! What the kernel's sysfs says about PCI functions: class, driver, IOMMU group.
 
 use super::address::PciAddress;
+use std::fmt;
 use std::fs;
 use std::os::linux::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -86,8 +87,22 @@ pub fn controllers() -> Vec<Function> {
     found
 }
 
-/// Which process has a device open, as far as this user may see: `process 4711 (cobalt)`.
-pub fn holder(node: &Path) -> Option<String> {
+/// A process that has something open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    pub pid: u32,
+    /// What it calls itself.
+    pub name: String,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {} ({})", self.pid, self.name)
+    }
+}
+
+/// Which process has a device open, as far as this user may see.
+pub fn holder(node: &Path) -> Option<Holder> {
     let number = fs::metadata(node).ok().map(|meta| meta.st_rdev()).filter(|number| *number != 0)?;
     let own = std::process::id();
     let processes = fs::read_dir("/proc").ok()?;
@@ -96,7 +111,7 @@ pub fn holder(node: &Path) -> Option<String> {
         let Ok(files) = fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
         if files.flatten().any(|file| fs::metadata(file.path()).is_ok_and(|meta| meta.st_rdev() == number)) {
             let name = word(&PathBuf::from(format!("/proc/{pid}/comm"))).unwrap_or_default();
-            return Some(format!("process {pid} ({name})"));
+            return Some(Holder { pid, name });
         }
     }
     None
