@@ -173,7 +173,7 @@ impl Core {
     async fn run_group(&self) -> Result<bool, StoreError> {
         let _epoch = self.forest.epoch();
         let mut group = Group {
-            stage: Rc::new(Stage::new(self.forest.clone())),
+            stage: Rc::new(Stage::holding(self.forest.clone())),
             members: Vec::new(),
             payload: Vec::new(),
             first: self.journal.next_lsn.get(),

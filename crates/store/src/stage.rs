@@ -5,102 +5,142 @@
 //! in the group, when it takes its lsn. Redo runs the same code.
 
 use crate::limits::LOADS_MAX;
-use crate::tree::{Forest, MetaError, Miss, TreeId};
+use crate::tree::{Forest, Hint, MetaError, Miss, Put, TreeId};
 use cobalt_base::SessionId;
 use smallvec::SmallVec;
 use std::cell::{Cell, RefCell};
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
-use std::ops::Bound;
 use std::rc::Rc;
 
-/// A tree's place in the order in which changes are put in, then the key in that tree.
-#[derive(PartialEq, Eq)]
-struct Key {
-    /// The first bytes of `full`, zero-filled: nearly always enough to tell two keys apart.
-    head: u128,
-    /// Most keys fit in it.
-    full: SmallVec<[u8; 48]>,
-}
+/// The first bytes of a key, zero-filled: in the order of the keys, and nearly always enough to tell two apart.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Head(u128, u64);
 
-impl Key {
-    fn new(tree: TreeId, key: &[u8]) -> Key {
-        Key::of(tree, &[], key)
-    }
+impl Head {
+    const LEN: usize = 24;
 
-    /// The key that begins with `start` and goes on with `rest`.
-    fn of(tree: TreeId, start: &[u8], rest: &[u8]) -> Key {
-        let mut full = SmallVec::with_capacity(1 + start.len() + rest.len());
-        // The order of `TreeId::ALL`.
-        full.push(tree as u8);
-        full.extend_from_slice(start);
-        full.extend_from_slice(rest);
-        let mut head = [0; 16];
-        let len = full.len().min(head.len());
-        head[..len].copy_from_slice(&full[..len]);
-        Key { head: u128::from_be_bytes(head), full }
-    }
-
-    /// The tree and the key in it.
-    fn place(&self) -> (TreeId, &[u8]) {
-        let (rank, key) = self.full.split_first().expect("a key on the stage begins with its tree");
-        (TreeId::ALL[usize::from(*rank)], key)
+    fn of(key: &[u8]) -> Head {
+        let mut bytes = [0; Head::LEN];
+        match key.first_chunk::<{ Head::LEN }>() {
+            Some(first) => bytes = *first,
+            None => bytes[..key.len()].copy_from_slice(key),
+        }
+        let (high, low) = bytes.split_at(16);
+        let high = high.try_into().expect("16 of 24 bytes");
+        let low = low.try_into().expect("8 of 24 bytes");
+        Head(u128::from_be_bytes(high), u64::from_be_bytes(low))
     }
 }
 
-impl Ord for Key {
-    fn cmp(&self, other: &Key) -> Ordering {
-        self.head.cmp(&other.head).then_with(|| self.full.as_slice().cmp(other.full.as_slice()))
-    }
+/// A place among the bytes of the stage.
+type Place = (usize, usize);
+
+/// A changed row.
+struct Row {
+    tree: TreeId,
+    head: Head,
+    key: Place,
+    /// `None` is a delete.
+    value: Option<Place>,
+    /// Its leaf, if that was found when the row was judged, and is held.
+    leaf: Option<Hint>,
 }
 
-impl PartialOrd for Key {
-    fn partial_cmp(&self, other: &Key) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-/// A value's place among the values of the stage; `None` is a delete.
-type Change = Option<(usize, usize)>;
+/// A key that was read last, and its leaf.
+type Seen = (SmallVec<[u8; 32]>, Hint);
 
 /// The trees with pending changes on top.
 pub(crate) struct Stage {
     forest: Rc<Forest>,
     inner: RefCell<Inner>,
+    /// What is read is likely to be changed, and an epoch is open: leaves that are read are held, and known again.
+    holds: bool,
     /// A session that nothing before fences.
     unfenced: Cell<Option<SessionId>>,
 }
 
 #[derive(Default)]
 struct Inner {
-    changes: BTreeMap<Key, Change>,
-    values: Vec<u8>,
+    /// In the order in which they were changed first.
+    rows: Vec<Row>,
+    /// The rows of each tree, in the order of their keys.
+    order: [Vec<u32>; TreeId::ALL.len()],
+    /// Keys and values.
+    bytes: Vec<u8>,
     /// What each change since the savepoint replaced, newest last.
     undo: Vec<Undo>,
-    /// Bytes of `values` at the savepoint.
+    /// Length of `bytes` at the savepoint.
     kept: usize,
-    /// What the forest had lost of that which was to stay, when the first change was touched.
+    /// For each tree.
+    seen: [Option<Seen>; TreeId::ALL.len()],
+    /// What the forest had lost of that which was to stay, when the first node was touched.
     lost: Option<u64>,
 }
 
 /// A change since the savepoint.
 struct Undo {
-    tree: TreeId,
-    /// Its key, among the values.
-    key: (usize, usize),
-    /// What it replaced.
-    old: Option<Change>,
+    row: u32,
+    /// What it replaced; `None`: the row is new.
+    old: Option<Option<Place>>,
 }
 
 impl Inner {
-    fn value(&self, (from, until): (usize, usize)) -> &[u8] {
-        &self.values[from..until]
+    fn bytes(&self, (from, until): Place) -> &[u8] {
+        &self.bytes[from..until]
+    }
+
+    fn row(&self, row: u32) -> &Row {
+        &self.rows[row as usize]
+    }
+
+    /// The key and the value of the row at a place of a tree's order.
+    fn at(&self, tree: TreeId, place: usize) -> Option<(&[u8], Option<&[u8]>)> {
+        let row = self.row(*self.order[tree.index()].get(place)?);
+        Some((self.bytes(row.key), row.value.map(|place| self.bytes(place))))
+    }
+
+    /// The place of a key in the order of its tree, or where it would be.
+    fn find(&self, tree: TreeId, key: &[u8]) -> Result<usize, usize> {
+        let head = Head::of(key);
+        self.order[tree.index()].binary_search_by(|row| {
+            let row = self.row(*row);
+            match row.head.cmp(&head) {
+                Ordering::Equal => self.bytes(row.key).cmp(key),
+                other => other,
+            }
+        })
+    }
+
+    /// Appends to the bytes.
+    fn keep(&mut self, parts: [&[u8]; 2]) -> Place {
+        let from = self.bytes.len();
+        parts.into_iter().for_each(|part| self.bytes.extend_from_slice(part));
+        (from, self.bytes.len())
+    }
+
+    /// The leaf of a key that was read last.
+    fn leaf(&self, tree: TreeId, key: &[u8]) -> Option<Hint> {
+        let (seen, leaf) = self.seen[tree.index()].as_ref()?;
+        (seen.as_slice() == key).then_some(*leaf)
+    }
+
+    fn saw(&mut self, tree: TreeId, key: &[u8], leaf: Hint) {
+        let (seen, at) = self.seen[tree.index()].get_or_insert_with(|| (SmallVec::new(), leaf));
+        seen.clear();
+        seen.extend_from_slice(key);
+        *at = leaf;
     }
 }
 
 impl Stage {
+    /// One that reads: nothing in it stays but for who asks for it.
     pub(crate) fn new(forest: Rc<Forest>) -> Stage {
-        Stage { forest, inner: RefCell::default(), unfenced: Cell::new(None) }
+        Stage { forest, inner: RefCell::default(), holds: false, unfenced: Cell::new(None) }
+    }
+
+    /// One whose changes will be put in, while an epoch of the caller's is open.
+    pub(crate) fn holding(forest: Rc<Forest>) -> Stage {
+        Stage { holds: true, ..Stage::new(forest) }
     }
 
     /// Whether it is known that a session is not fenced.
@@ -125,35 +165,38 @@ impl Stage {
         read: impl FnOnce(&[u8]) -> R,
     ) -> Result<Option<R>, Miss> {
         let inner = self.inner.borrow();
-        if !inner.changes.is_empty()
-            && let Some(change) = inner.changes.get(&Key::new(tree, key))
-        {
-            return Ok(change.map(|place| read(inner.value(place))));
+        if let Ok(place) = inner.find(tree, key) {
+            return Ok(inner.at(tree, place).and_then(|(_, value)| value).map(read));
         }
-        self.forest.get_with(tree, key, read)
+        if !self.holds {
+            return self.forest.get_with(tree, key, read);
+        }
+        drop(inner);
+        let inner = &mut *self.inner.borrow_mut();
+        inner.lost.get_or_insert_with(|| self.forest.lost());
+        let (value, leaf) = self.forest.get_held(tree, key, read)?;
+        if let Some(leaf) = leaf {
+            inner.saw(tree, key, leaf);
+        }
+        Ok(value)
     }
 
     /// The first entry with a key at or after `from`.
     pub(crate) fn next(&self, tree: TreeId, from: &[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>, Miss> {
-        if self.inner.borrow().changes.is_empty() {
-            return self.forest.next(tree, from);
-        }
+        let inner = self.inner.borrow();
+        let (Ok(mut place) | Err(mut place)) = inner.find(tree, from);
         let mut from = from.to_vec();
         loop {
             let below = self.forest.next(tree, &from)?;
-            let inner = self.inner.borrow();
-            let range = (Bound::Included(Key::new(tree, &from)), Bound::Unbounded);
-            let change = inner.changes.range(range).next().map(|(full, change)| (full.place(), change));
-            match (below, change.filter(|((t, _), _)| *t == tree)) {
+            match (below, inner.at(tree, place)) {
                 (below, None) => return Ok(below),
-                (Some(below), Some(((_, key), _))) if below.0.as_slice() < key => return Ok(Some(below)),
-                (_, Some(((_, key), Some(place)))) => {
-                    return Ok(Some((key.to_vec(), inner.value(*place).to_vec())));
-                }
-                (_, Some(((_, key), None))) => {
+                (Some(below), Some((key, _))) if below.0.as_slice() < key => return Ok(Some(below)),
+                (_, Some((key, Some(value)))) => return Ok(Some((key.to_vec(), value.to_vec()))),
+                (_, Some((key, None))) => {
                     from.clear();
                     from.extend_from_slice(key);
                     from.push(0);
+                    place += 1;
                 }
             }
         }
@@ -161,23 +204,24 @@ impl Stage {
 
     /// The last entry with a key at or before `from`, among keys as long as `from`.
     pub(crate) fn prev(&self, tree: TreeId, from: &[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>, Miss> {
-        if self.inner.borrow().changes.is_empty() {
-            return self.forest.prev(tree, from);
-        }
+        let inner = self.inner.borrow();
+        // The place behind the one that is looked at.
+        let mut place = match inner.find(tree, from) {
+            Ok(place) => place + 1,
+            Err(place) => place,
+        };
         let mut from = from.to_vec();
         loop {
             let below = self.forest.prev(tree, &from)?;
-            let inner = self.inner.borrow();
-            let range = (Bound::Unbounded, Bound::Included(Key::new(tree, &from)));
-            let change = inner.changes.range(range).next_back().map(|(full, change)| (full.place(), change));
-            match (below, change.filter(|((t, _), _)| *t == tree)) {
+            match (below, place.checked_sub(1).and_then(|place| inner.at(tree, place))) {
                 (below, None) => return Ok(below),
-                (Some(below), Some(((_, key), _))) if below.0.as_slice() > key => return Ok(Some(below)),
-                (_, Some(((_, key), Some(place)))) => {
-                    return Ok(Some((key.to_vec(), inner.value(*place).to_vec())));
-                }
-                (_, Some(((_, key), None))) => match predecessor(key) {
-                    Some(before) => from = before,
+                (Some(below), Some((key, _))) if below.0.as_slice() > key => return Ok(Some(below)),
+                (_, Some((key, Some(value)))) => return Ok(Some((key.to_vec(), value.to_vec()))),
+                (_, Some((key, None))) => match predecessor(key) {
+                    Some(before) => {
+                        from = before;
+                        place -= 1;
+                    }
                     None => return Ok(None),
                 },
             }
@@ -195,41 +239,55 @@ impl Stage {
     /// Puts or deletes (`None`) the key that begins with `start` and goes on with `rest`.
     pub(crate) fn change(&self, tree: TreeId, start: &[u8], rest: &[u8], value: Option<&[u8]>) {
         let inner = &mut *self.inner.borrow_mut();
-        let values = &mut inner.values;
-        let mut keep = |parts: [&[u8]; 2]| {
-            let from = values.len();
-            parts.into_iter().for_each(|part| values.extend_from_slice(part));
-            (from, values.len())
+        let key = inner.keep([start, rest]);
+        let found = inner.find(tree, inner.bytes(key));
+        let (row, old) = match found {
+            Ok(place) => {
+                inner.bytes.truncate(key.0);
+                let row = inner.order[tree.index()][place];
+                (row, Some(inner.row(row).value))
+            }
+            Err(place) => {
+                let row = u32::try_from(inner.rows.len()).expect("a group has few changes");
+                let bytes = inner.bytes(key);
+                let (head, leaf) = (Head::of(bytes), inner.leaf(tree, bytes));
+                inner.rows.push(Row { tree, head, key, value: None, leaf });
+                inner.order[tree.index()].insert(place, row);
+                (row, None)
+            }
         };
-        let key = keep([start, rest]);
-        let place = value.map(|value| keep([value, &[]]));
-        let old = inner.changes.insert(Key::of(tree, start, rest), place);
-        inner.undo.push(Undo { tree, key, old });
+        let value = value.map(|value| inner.keep([value, &[]]));
+        inner.rows[row as usize].value = value;
+        inner.undo.push(Undo { row, old });
     }
 
     /// What changed since the last savepoint stays.
     pub(crate) fn savepoint(&self) {
         let inner = &mut *self.inner.borrow_mut();
         inner.undo.clear();
-        inner.kept = inner.values.len();
+        inner.kept = inner.bytes.len();
     }
 
     /// Takes back what changed since the last savepoint.
     pub(crate) fn rollback(&self) {
         let inner = &mut *self.inner.borrow_mut();
-        while let Some(Undo { tree, key, old }) = inner.undo.pop() {
-            let key = Key::new(tree, inner.value(key));
-            match old {
-                Some(old) => inner.changes.insert(key, old),
-                None => inner.changes.remove(&key),
-            };
+        while let Some(Undo { row, old }) = inner.undo.pop() {
+            if let Some(value) = old {
+                inner.rows[row as usize].value = value;
+                continue;
+            }
+            let Row { tree, key, .. } = inner.rows[row as usize];
+            let place = inner.find(tree, inner.bytes(key)).expect("what was put in the order is in it");
+            inner.order[tree.index()].remove(place);
+            // All that came later is gone: it is the last one.
+            inner.rows.pop();
         }
-        inner.values.truncate(inner.kept);
+        inner.bytes.truncate(inner.kept);
     }
 
     /// Changes on the stage.
     pub(crate) fn len(&self) -> usize {
-        self.inner.borrow().changes.len()
+        self.inner.borrow().order.iter().map(Vec::len).sum()
     }
 
     /// Makes sure that every change finds its path in memory. They were touched before, within an epoch that is
@@ -240,9 +298,9 @@ impl Stage {
         if inner.lost == Some(lost) {
             return Ok(());
         }
-        for full in inner.changes.keys() {
-            let (tree, key) = full.place();
-            self.forest.touch(tree, key)?;
+        for row in inner.order.iter().flatten() {
+            let row = inner.row(*row);
+            self.forest.touch(row.tree, inner.bytes(row.key))?;
         }
         inner.lost = Some(lost);
         Ok(())
@@ -268,24 +326,32 @@ impl Stage {
     fn missed(&self, most: usize) -> Vec<Miss> {
         let inner = &mut *self.inner.borrow_mut();
         inner.lost.get_or_insert_with(|| self.forest.lost());
-        self.forest.touch_all(inner.undo.iter().map(|undo| (undo.tree, inner.value(undo.key))), most)
+        let new = inner.undo.iter().map(|undo| inner.row(undo.row)).filter(|row| row.leaf.is_none());
+        self.forest.touch_all(new.map(|row| (row.tree, inner.bytes(row.key))), most)
     }
 
     /// Puts the changes into the trees. A change that is in is taken off the stage, so that a miss, which
     /// only a lost pin can cause, continues where it stopped.
     pub(crate) fn mutate(&self) -> Result<(), Miss> {
         let inner = &mut *self.inner.borrow_mut();
-        let changes = std::mem::take(&mut inner.changes);
-        let each = changes.iter().map(|(full, change)| {
-            let (tree, key) = full.place();
-            (tree, key, change.map(|place| inner.value(place)))
+        let each = inner.order.iter().flatten().map(|row| {
+            let row = inner.row(*row);
+            let (key, value) = (inner.bytes(row.key), row.value.map(|place| inner.bytes(place)));
+            Put { tree: row.tree, key, value, leaf: row.leaf }
         });
-        if let Err((done, miss)) = self.forest.apply(each) {
-            inner.changes = changes.into_iter().skip(done).collect();
-            inner.lost = None;
-            return Err(miss);
+        let (mut done, missed) = match self.forest.apply(each) {
+            Ok(()) => (usize::MAX, Ok(())),
+            Err((done, miss)) => (done, Err(miss)),
+        };
+        for order in &mut inner.order {
+            let gone = done.min(order.len());
+            order.drain(..gone);
+            done -= gone;
         }
-        Ok(())
+        if missed.is_err() {
+            inner.lost = None;
+        }
+        missed
     }
 }
 

@@ -79,7 +79,7 @@ impl Id {
 
 /// A leaf that a key was found to belong to, and when. See [`Cache::still`].
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Hint {
+pub(crate) struct Hint {
     at: usize,
     shapes: u64,
 }

@@ -29,6 +29,15 @@ impl Forest {
     }
 }
 
+/// A change of a tree, and the leaf that it goes to, if that was found before.
+pub(crate) struct Put<'a> {
+    pub tree: TreeId,
+    pub key: &'a [u8],
+    /// `None` is a delete.
+    pub value: Option<&'a [u8]>,
+    pub leaf: Option<Hint>,
+}
+
 /// Keys whose leaves are looked for at one time: what they wait for in memory, they wait for together.
 pub(super) const TOGETHER: usize = 32;
 
@@ -40,10 +49,7 @@ impl Forest {
     ///
     /// # Panics
     /// As [`Forest::put`].
-    pub(crate) fn apply<'a>(
-        &self,
-        changes: impl Iterator<Item = (TreeId, &'a [u8], Option<&'a [u8]>)>,
-    ) -> Result<(), (usize, Miss)> {
+    pub(crate) fn apply<'a>(&self, changes: impl Iterator<Item = Put<'a>>) -> Result<(), (usize, Miss)> {
         let (key_max, entry_max) = (self.key_max(), self.entry_max());
         let inner = &mut *self.0.inner.borrow_mut();
         let (mut done, mut changes) = (0, changes);
@@ -53,7 +59,7 @@ impl Forest {
                 return Ok(());
             }
             let hints = inner.leaves(&batch);
-            for ((tree, key, value), hint) in batch.into_iter().zip(hints) {
+            for (Put { tree, key, value, .. }, hint) in batch.into_iter().zip(hints) {
                 let len = key.len() + value.map_or(0, <[u8]>::len);
                 assert!(
                     key.len() <= key_max && len <= entry_max,
@@ -68,17 +74,24 @@ impl Forest {
 
 impl Inner {
     /// The leaf of each key, and everything of it that a change reads, on its way to the processor.
-    fn leaves(&self, batch: &[(TreeId, &[u8], Option<&[u8]>)]) -> SmallVec<[Option<Hint>; TOGETHER]> {
+    fn leaves(&self, batch: &[Put<'_>]) -> SmallVec<[Option<Hint>; TOGETHER]> {
         let mut finger = Finger::default();
-        let found: SmallVec<[Option<usize>; TOGETHER]> = batch
+        let found: SmallVec<[Option<Hint>; TOGETHER]> = batch
             .iter()
-            // What is there under the block may be another tree's, in a damaged one.
-            .map(|(tree, key, _)| self.find(*tree, self.leaf_near(&mut finger, *tree, key).ok()??, 0).ok())
+            .map(|put| {
+                if put.leaf.is_some_and(|leaf| self.cache.still(leaf).is_some()) {
+                    return put.leaf;
+                }
+                // What is there under the block may be another tree's, in a damaged one.
+                let leaf = self.leaf_near(&mut finger, put.tree, put.key).ok()??;
+                Some(self.cache.hint(self.find(put.tree, leaf, 0).ok()?))
+            })
             .collect();
-        let warm =
-            found.iter().zip(batch).map(|(at, (_, key, _))| at.map_or(0, |at| self.cache.node(at).warm(key)));
+        let warm = found.iter().zip(batch).map(|(leaf, put)| {
+            leaf.and_then(|leaf| self.cache.still(leaf)).map_or(0, |at| self.cache.node(at).warm(put.key))
+        });
         std::hint::black_box(warm.fold(0, |all, one| all ^ one));
-        found.into_iter().map(|at| Some(self.cache.hint(at?))).collect()
+        found
     }
 
     /// Changes a leaf where it is, if the hint still holds and nothing but the leaf changes by it; else from the root down.

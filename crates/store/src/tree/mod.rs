@@ -24,7 +24,9 @@ mod walk;
 mod tests;
 
 pub use cache::CacheStats;
+pub(crate) use cache::Hint;
 pub use forest::{EpochGuard, Forest};
+pub(crate) use insert::Put;
 pub use limits::TreeLimits;
 pub use persist::{Frozen, Roots};
 pub(crate) use persist::{marked_nodes, marked_runs};

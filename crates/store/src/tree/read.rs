@@ -1,5 +1,6 @@
 //! Reading: a lookup goes down once; a scan walks from leaf to leaf over the path that it came by.
 
+use super::cache::Hint;
 use super::forest::{Forest, Inner, Path};
 use super::insert::TOGETHER;
 use super::node::Node;
@@ -67,6 +68,26 @@ impl Forest {
             next = node.child(node.child_index(key));
         }
         Ok(None)
+    }
+
+    /// The same; the way there comes under the protection of the open epochs. Gives the leaf that holds the key, too, unless the
+    /// tree is empty.
+    ///
+    /// # Errors
+    /// [`Miss`].
+    pub(crate) fn get_held<R>(
+        &self,
+        tree: TreeId,
+        key: &[u8],
+        read: impl FnOnce(&[u8]) -> R,
+    ) -> Result<(Option<R>, Option<Hint>), Miss> {
+        let inner = &mut *self.0.inner.borrow_mut();
+        let Some(leaf) = inner.touch_above(tree, key)? else { return Ok((None, None)) };
+        let at = inner.find(tree, leaf, 0)?;
+        inner.cache.touch(at);
+        let node = inner.cache.node(at);
+        let value = node.search(key).ok().map(|i| read(node.value(i)));
+        Ok((value, Some(inner.cache.hint(at))))
     }
 
     /// The first entry with a key of at least `from`.

@@ -1,7 +1,7 @@
 //! The forest does what four ordered maps do, whatever the cache forgets and whenever checkpoints run.
 
 use super::rig::{Model, Rig, key, retry, run, tiny, value};
-use crate::tree::{EpochGuard, Forest, Frozen, MetaError, Roots, TreeId};
+use crate::tree::{EpochGuard, Forest, Frozen, Hint, MetaError, Put, Roots, TreeId};
 use cobalt_reactor::JoinHandle;
 use proptest::prelude::{Strategy, any, prop_oneof, proptest};
 use proptest::test_runner::Config;
@@ -51,7 +51,7 @@ fn act() -> impl Strategy<Value = Act> {
 }
 
 /// A transaction that is open: what it touched, and what it will do to it.
-type Pending = (EpochGuard, TreeId, Vec<u8>, Option<Vec<u8>>);
+type Pending = (EpochGuard, TreeId, Vec<u8>, Option<Vec<u8>>, Option<Hint>);
 type Writing = JoinHandle<Result<(Frozen, Roots), MetaError>>;
 
 struct World {
@@ -78,9 +78,14 @@ impl World {
 
     /// What was touched in an open epoch never misses, whatever happened since.
     fn apply(&mut self) {
-        let changes = self.pending.iter().map(|(_, tree, k, v)| (*tree, k.as_slice(), v.as_deref()));
+        let changes = self.pending.iter().map(|(_, tree, key, value, leaf)| Put {
+            tree: *tree,
+            key,
+            value: value.as_deref(),
+            leaf: *leaf,
+        });
         self.forest.apply(changes).expect("a touched key never misses");
-        for (_epoch, tree, k, v) in self.pending.drain(..) {
+        for (_epoch, tree, k, v, _) in self.pending.drain(..) {
             let map = &mut self.model[tree.index()];
             match v {
                 Some(v) => drop(map.insert(k, v)),
@@ -94,9 +99,12 @@ impl World {
         let id = TreeId::ALL[usize::from(tree)];
         let changes: Vec<_> = keys.map(|i| (key(i), make(i))).collect();
         let mut left = changes.as_slice();
-        while let Err((done, miss)) =
-            self.forest.apply(left.iter().map(|(k, v)| (id, k.as_slice(), v.as_deref())))
-        {
+        while let Err((done, miss)) = self.forest.apply(left.iter().map(|(key, value)| Put {
+            tree: id,
+            key,
+            value: value.as_deref(),
+            leaf: None,
+        })) {
             left = &left[done..];
             self.forest.load(miss).await.expect("load");
         }
@@ -186,8 +194,16 @@ impl World {
             Act::Touch(t, k, v) => {
                 let (id, k) = (TreeId::ALL[usize::from(t)], key(k));
                 let epoch = self.forest.epoch();
-                retry(&self.forest, || self.forest.touch(id, &k)).await;
-                self.pending.push((epoch, id, k, v.map(|len| value(len, 3))));
+                // Its leaf is known by then, or is not; known, it may since have been split, joined, written or emptied.
+                let leaf = if v.is_some_and(|len| len % 3 == 0) {
+                    retry(&self.forest, || self.forest.touch(id, &k)).await;
+                    None
+                } else {
+                    let read = retry(&self.forest, || self.forest.get_held(id, &k, <[u8]>::to_vec)).await;
+                    assert_eq!(read.0.as_ref(), self.model[id.index()].get(&k));
+                    read.1
+                };
+                self.pending.push((epoch, id, k, v.map(|len| value(len, 3)), leaf));
             }
             Act::Apply => self.apply(),
             Act::Freeze => self.freeze(),
