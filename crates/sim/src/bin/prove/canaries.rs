@@ -10,8 +10,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// Longest time of one process.
-const TIME_MAX: Duration = Duration::from_secs(90);
+/// Most CPU time of one process: a host that has other things to do makes nothing late.
+const CPU_MAX: Duration = Duration::from_secs(90);
+/// Longest time of one that waits for something that never comes.
+const TIME_MAX: Duration = Duration::from_secs(1200);
+/// Units of CPU time in a second (proc(5): `stat`, USER_HZ).
+const TICKS: u64 = 100;
 /// Longest text of what was found, in a line.
 const WHAT_MAX: usize = 160;
 
@@ -218,17 +222,29 @@ fn outcome(mut child: Child) -> Result<(bool, String), String> {
     let status = loop {
         match child.try_wait().map_err(|e| e.to_string())? {
             Some(status) => break status,
-            None if start.elapsed() > TIME_MAX => {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(format!("it does not end within {} s", TIME_MAX.as_secs()));
+            None => {
+                let used = cpu_time(child.id());
+                if used > CPU_MAX || start.elapsed() > TIME_MAX {
+                    let _ = child.kill();
+                    let _ = child.wait();
+                    return Err(format!("it does not end: {used:?} of CPU time in {:?}", start.elapsed()));
+                }
+                std::thread::sleep(Duration::from_millis(5));
             }
-            None => std::thread::sleep(Duration::from_millis(5)),
         }
     };
     let mut text = String::new();
     pipe.read_to_string(&mut text).map_err(|e| e.to_string())?;
     Ok((status.success(), text))
+}
+
+/// What a process has used; zero when it is gone.
+fn cpu_time(pid: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name, in parentheses, may hold anything; user and system time are the 12th and 13th fields behind it.
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    let ticks: u64 = fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    Duration::from_millis(ticks * 1000 / TICKS)
 }
 
 fn shortened(what: &str) -> String {
