@@ -438,8 +438,8 @@ def after_a_reset_from_outside_no_flush_vouches_for_what_was_cached():
 
 @scenario
 def pulled_out_under_load():
-    """The slot's power goes, and the device with it. The last of its boot: VFIO takes more than a minute to let go of what
-    is not there, so the machine ends before that."""
+    """The slot's power goes, and the device with it. Alone in its boot, which ends before VFIO has let go of what is not there:
+    that takes it more than a minute."""
     p = Probe(CACHED)
     for nsid in (1, 2):
         p("load", nsid, 32, 4 * PAGE)
