@@ -193,6 +193,13 @@ def drive(name, image):
             "-blockdev", f"driver=raw,node-name={name},file={name}-file,discard=unmap"]
 
 
+def redefined(words, node, definition):
+    """The same words with another definition of a block node."""
+    found = [word for word in words if f"node-name={node}," in word]
+    h.check(len(found) == 1, f"{len(found)} nodes are named {node}")
+    return [f"{definition},node-name={node}" if word in found else word for word in words]
+
+
 def nvme(index, image, serial, namespaces=(), **options):
     """QEMU's words for one controller behind its own root port, so that it can be unplugged and stands in an IOMMU
     group of its own. `namespaces` are further images, or with `image` None all of them.

@@ -120,13 +120,20 @@ pub struct Device {
     bdev: Rc<dyn Bdev>,
     room: Semaphore,
     counters: Rc<Cell<IoCounters>>,
+    /// FUA is believed.
+    fua: bool,
 }
 
 impl Device {
     /// Wraps a backend.
     pub fn new(bdev: Rc<dyn Bdev>) -> Device {
         let depth = u64::from(bdev.identify().depth);
-        Device { bdev, room: Semaphore::new(depth), counters: Rc::default() }
+        Device { bdev, room: Semaphore::new(depth), counters: Rc::default(), fua: true }
+    }
+
+    /// The same device, whose word on FUA is not taken: what is to be durable is written, then flushed.
+    pub fn without_fua(self) -> Device {
+        Device { fua: false, ..self }
     }
 
     /// The backend, for a wrapper that goes over it.
@@ -184,7 +191,8 @@ impl Device {
             c.writes += 1;
             c.write_bytes += len;
         });
-        self.run(Op::Write { offset, data, fua }).await.map(drop)
+        self.run(Op::Write { offset, data, fua: fua && self.fua }).await?;
+        if fua && !self.fua { self.flush().await } else { Ok(()) }
     }
 
     /// Makes every write that completed before this call durable. Answers at once where no volatile cache exists.
@@ -235,4 +243,61 @@ fn count(counters: &Cell<IoCounters>, f: impl FnOnce(&mut IoCounters)) {
     let mut now = counters.get();
     f(&mut now);
     counters.set(now);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Bdev, Device, Identify, Io, IoError, Op, WriteData};
+    use crate::MemBdev;
+    use cobalt_dma::{Arena, ArenaConfig};
+    use cobalt_reactor::Reactor;
+    use std::cell::{Cell, RefCell};
+    use std::rc::Rc;
+
+    /// Notes what it is asked, and may fail flushes.
+    struct Noted {
+        identify: Identify,
+        asked: RefCell<Vec<&'static str>>,
+        flush_fails: Cell<bool>,
+    }
+
+    impl Bdev for Noted {
+        fn identify(&self) -> &Identify {
+            &self.identify
+        }
+
+        fn submit(&self, io: Io) {
+            let (what, result) = match io.op {
+                Op::Write { fua: true, .. } => ("durable write", Ok(None)),
+                Op::Write { .. } => ("write", Ok(None)),
+                Op::Flush if self.flush_fails.get() => ("flush", Err(IoError::Gone)),
+                _ => ("flush", Ok(None)),
+            };
+            self.asked.borrow_mut().push(what);
+            io.done.send(result);
+        }
+    }
+
+    #[test]
+    fn where_fua_is_not_believed_a_durable_write_is_a_write_and_a_flush() {
+        let reactor = Reactor::new_virtual(1).unwrap();
+        reactor.block_on(async {
+            let arena = Arena::new(ArenaConfig { limit: 1 << 20 }).unwrap();
+            let identify = Identify { volatile_cache: true, ..MemBdev::new(1 << 20).identify().clone() };
+            let noted = Rc::new(Noted { identify, asked: RefCell::default(), flush_fails: Cell::new(false) });
+            let believed = Device::new(noted.clone());
+            let device = Device::new(noted.clone()).without_fua();
+            let data = || WriteData::from_iter([arena.try_alloc(4096).unwrap().freeze()]);
+            believed.write(0, data(), true).await.unwrap();
+            device.write(0, data(), false).await.unwrap();
+            device.write(0, data(), true).await.unwrap();
+            assert_eq!(noted.asked.take(), ["durable write", "write", "write", "flush"]);
+            noted.flush_fails.set(true);
+            assert_eq!(
+                device.write(0, data(), true).await,
+                Err(IoError::Gone),
+                "not durable, and not said to be"
+            );
+        });
+    }
 }

@@ -139,9 +139,15 @@ pub async fn open_uri(
             open_path(ctx, arena, request, mode).await?
         }
     };
-    let Some(limit) = uri.volatile_cache else { return Ok(Device::new(bdev)) };
-    let cache = VolatileCache::new(ctx, bdev, limit.0).map_err(|source| OpenError::Memory { source })?;
-    Ok(Device::new(Rc::new(cache)))
+    let device = match uri.volatile_cache {
+        None => Device::new(bdev),
+        Some(limit) => {
+            let cache =
+                VolatileCache::new(ctx, bdev, limit.0).map_err(|source| OpenError::Memory { source })?;
+            Device::new(Rc::new(cache))
+        }
+    };
+    Ok(if uri.fua { device } else { device.without_fua() })
 }
 
 #[derive(Clone)]

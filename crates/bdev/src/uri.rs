@@ -16,6 +16,8 @@ pub struct DeviceUri {
     pub kind: DeviceKind,
     /// Hold up to so much unflushed data back inside of the process, so that killing it acts like a power cut.
     pub volatile_cache: Option<ByteSize>,
+    /// Whether the device's word on FUA is taken. Without, what must be durable is written, then flushed.
+    pub fua: bool,
 }
 
 /// What is behind a device.
@@ -148,9 +150,10 @@ impl<'a> Query<'a> {
         self.take(key).map(|value| size(self.uri, key, value)).transpose()
     }
 
-    fn flag(&mut self, key: &'static str) -> Result<bool, UriError> {
+    fn flag(&mut self, key: &'static str, unsaid: bool) -> Result<bool, UriError> {
         match self.take(key) {
-            None | Some("false") => Ok(false),
+            None => Ok(unsaid),
+            Some("false") => Ok(false),
             Some("true") => Ok(true),
             Some(value) => Err(UriError::Flag { uri: self.uri.into(), key, value: value.into() }),
         }
@@ -209,6 +212,7 @@ impl FromStr for DeviceUri {
         };
         let mut query = Query::parse(uri, query)?;
         let volatile_cache = query.size("volatile_cache")?;
+        let fua = query.flag("fua", true)?;
         let path = |scheme| match place {
             "" => Err(UriError::NoPath { uri: uri.into(), scheme }),
             _ => Ok(PathBuf::from(place)),
@@ -218,26 +222,26 @@ impl FromStr for DeviceUri {
                 let kind = DeviceKind::File {
                     path: path("file")?,
                     size: query.size("size")?,
-                    sparse: query.flag("sparse")?,
+                    sparse: query.flag("sparse", false)?,
                 };
-                query.end("file", "size, sparse and volatile_cache")?;
+                query.end("file", "size, sparse, fua and volatile_cache")?;
                 kind
             }
             "uring" => {
-                query.end("uring", "volatile_cache")?;
+                query.end("uring", "fua and volatile_cache")?;
                 DeviceKind::Uring { path: path("uring")? }
             }
             "mem" => {
-                query.end("mem", "volatile_cache")?;
+                query.end("mem", "fua and volatile_cache")?;
                 DeviceKind::Mem { size: size(uri, "size", place)? }
             }
             "nvme" => {
-                query.end("nvme", "volatile_cache")?;
+                query.end("nvme", "fua and volatile_cache")?;
                 namespace(place).ok_or_else(|| UriError::Namespace { uri: uri.into() })?
             }
             _ => return Err(scheme_error()),
         };
-        Ok(DeviceUri { kind, volatile_cache })
+        Ok(DeviceUri { kind, volatile_cache, fua })
     }
 }
 
@@ -254,6 +258,7 @@ impl fmt::Display for DeviceUri {
             DeviceKind::Nvme { controller, nsid } => write!(f, "nvme:{controller}/{nsid}")?,
             DeviceKind::Mem { size } => write!(f, "mem:{size}")?,
         }
+        keys.extend((!self.fua).then(|| "fua=false".to_owned()));
         keys.extend(self.volatile_cache.map(|s| format!("volatile_cache={s}")));
         if !keys.is_empty() {
             write!(f, "?{}", keys.join("&"))?;
@@ -278,6 +283,8 @@ mod tests {
             "nvme:0000:03:00.0/1",
             "nvme:serial=S4XX 1/2",
             "uring:/dev/nvme0n1?volatile_cache=4MiB",
+            "nvme:0000:03:00.0/1?fua=false",
+            "file:t0?size=1MiB&fua=false&volatile_cache=64MiB",
             "mem:4GiB",
             "mem:64MiB?volatile_cache=1MiB",
         ] {
@@ -301,7 +308,10 @@ mod tests {
             ("nvme:0000:03:00.0/1?size=8GiB", "unknown key `size`"),
             ("file:", "no path"),
             ("uring:?volatile_cache=4MiB", "no path"),
-            ("file:x?sise=8GiB", "unknown key `sise`: file: devices have size, sparse and volatile_cache"),
+            (
+                "file:x?sise=8GiB",
+                "unknown key `sise`: file: devices have size, sparse, fua and volatile_cache",
+            ),
             ("uring:/dev/x?size=8GiB", "unknown key `size`"),
             ("mem:4GiB?sparse=true", "unknown key `sparse`"),
             ("file:x?size=0", "multiple of 4KiB above zero"),

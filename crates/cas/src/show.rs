@@ -3,13 +3,15 @@
 use crate::row::{FidRow, Row};
 use crate::schema::{self, DeadKey};
 use cobalt_base::Fid;
-use cobalt_rpc::proto::record::BucketRecord;
+use cobalt_rpc::proto::record::{BucketRecord, ObjectRecord};
 use uuid::Uuid;
 
 /// The catalogue that says what names a fid: its keys are [`Fid::to_key`].
 pub const FIDS: u32 = schema::FIDS;
 /// The catalogue of buckets, by name.
 pub const BUCKETS: u32 = schema::BUCKETS;
+/// The catalogue of objects, by bucket and key.
+pub const OBJECTS: u32 = schema::OBJECTS;
 
 /// Numbers and names of all catalogues.
 const NAMES: [(u32, &str); 14] = [
@@ -67,6 +69,12 @@ pub fn fid_owner(value: &[u8]) -> Option<FidOwner> {
 pub fn bucket(value: &[u8]) -> Option<(u64, String)> {
     let record = BucketRecord::decode(value).ok()?;
     Some((record.id, record.name))
+}
+
+/// The key of an object, and its record, from a row of [`OBJECTS`].
+pub fn object(key: &[u8], value: &[u8]) -> Option<(Vec<u8>, ObjectRecord)> {
+    let (key, _) = schema::parse_key(key)?;
+    Some((key, ObjectRecord::decode(value).ok()?))
 }
 
 /// A key in words; `None` when it is no key of that catalogue.

@@ -74,7 +74,8 @@ pub async fn open_device(
         if volatile_cache.or(uri.volatile_cache).is_some() {
             return Err(format!("{uri}: volatile_cache is for files: a controller has a cache of its own"));
         }
-        return nvme::open(ctx, arenas, controller, *nsid, mode).await;
+        let device = nvme::open(ctx, arenas, controller, *nsid, mode).await?;
+        return Ok(if uri.fua { device } else { device.without_fua() });
     }
     let arena = arenas.first().ok_or("no memory for I/O")?;
     let mut uri = uri.clone();

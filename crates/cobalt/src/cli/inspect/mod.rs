@@ -118,7 +118,7 @@ fn device_of(text: &str) -> Result<DeviceUri, String> {
         true => DeviceKind::Uring { path },
         false => DeviceKind::File { path, size: None, sparse: true },
     };
-    Ok(DeviceUri { kind, volatile_cache: None })
+    Ok(DeviceUri { kind, volatile_cache: None, fua: true })
 }
 
 fn by_device(text: &str) -> Result<Chosen, Failure> {
