@@ -127,11 +127,16 @@ fn merged(shape: Shape, extents: &[Extent]) -> Vec<Extent> {
 
 /// Start and end of the last free extent that starts at or before a block.
 fn last_free(stage: &Stage, shape: Shape, at: u64) -> Result<Option<(u64, u64)>, Halt> {
-    let Some((key, value)) = stage.prev(TreeId::Balloc, &schema::free_key(at))? else { return Ok(None) };
-    let Some(start) = schema::key_number(FREE, &key) else { return Ok(None) };
-    let blocks = schema::decode_u32("free extent", &value)?;
-    let (_, end) = place(shape, Extent { start, blocks })?;
-    Ok(Some((start, end)))
+    let extent = |key: &[u8], value: &[u8]| {
+        let start = schema::key_number(FREE, key)?;
+        Some(schema::decode_u32("free extent", value).map(|blocks| Extent { start, blocks }))
+    };
+    let Some(extent) = stage.prev_with(TreeId::Balloc, &schema::free_key(at), extent)?.flatten() else {
+        return Ok(None);
+    };
+    let extent = extent?;
+    let (_, end) = place(shape, extent)?;
+    Ok(Some((extent.start, end)))
 }
 
 /// Takes blocks that must be free.

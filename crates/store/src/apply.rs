@@ -6,6 +6,7 @@
 
 use crate::ctg::CtgOp;
 use crate::error::StoreError;
+use crate::few::{Crcs, Pieces};
 use crate::intent::{Bytes, Inline, Intent, Map};
 use crate::schema::{self, COB, COUNT_KEY, CobRow, DEAD, FENCE, MapRow, Parts, TOMB, fid_key};
 use crate::stage::Stage;
@@ -41,10 +42,10 @@ impl From<Corrupt> for Halt {
 #[derive(Default, Debug)]
 pub(crate) struct Effects {
     /// Blocks whose bytes came with the record.
-    pub inline: Vec<(Vec<Extent>, Bytes)>,
+    pub inline: Vec<(Pieces, Bytes)>,
     /// Blocks that it takes, and blocks that become free. [`crate::alloc_rows::settle`] enters them.
-    pub taken: Vec<Extent>,
-    pub freed: Vec<Extent>,
+    pub taken: Pieces,
+    pub freed: Pieces,
     /// A dead cob with rows left to free.
     pub dead: Option<Fid>,
     /// A fenced session that may have tombstones left.
@@ -112,13 +113,12 @@ pub(crate) fn is_fenced(stage: &Stage, session: SessionId) -> Result<bool, Halt>
 }
 
 fn fence_before(stage: &Stage, session: SessionId) -> Result<Option<(SessionId, SessionId)>, Halt> {
-    match stage.prev(TreeId::Cob, &schema::fence_key(session))? {
-        Some((key, value)) => match schema::key_number(FENCE, &key) {
-            Some(first) => Ok(Some((SessionId(first), fence_end(&value)?))),
-            None => Ok(None),
-        },
-        None => Ok(None),
-    }
+    let fence = |key: &[u8], value: &[u8]| {
+        let first = SessionId(schema::key_number(FENCE, key)?);
+        Some(fence_end(value).map(|last| (first, last)))
+    };
+    let found = stage.prev_with(TreeId::Cob, &schema::fence_key(session), fence)?;
+    Ok(found.flatten().transpose()?)
 }
 
 pub(crate) fn fence_end(value: &[u8]) -> Result<SessionId, Corrupt> {
@@ -231,18 +231,27 @@ fn first_row(stage: &Stage, fid: Fid, from: u64) -> Result<Option<(u64, MapRow)>
     }
 }
 
+/// A cob's last row at or before `until`, and its offset.
+pub(crate) fn last_row(stage: &Stage, fid: Fid, until: u64) -> Result<Option<(u64, MapRow)>, Halt> {
+    let row = |key: &[u8], value: &[u8]| {
+        let (_, offset) = schema::extmap_place(key).filter(|(at, _)| *at == fid)?;
+        Some((offset, map_row(value)))
+    };
+    match stage.prev_with(TreeId::Extmap, &schema::extmap_key(fid, until), row)?.flatten() {
+        Some((offset, row)) => Ok(Some((offset, row?))),
+        None => Ok(None),
+    }
+}
+
 /// Takes the old extents of a range out of the map, all but the row that the range's own first one replaces; returns the count of blocks freed.
 fn unmap(stage: &Stage, shape: Shape, map: &Map, chunk: u64, fx: &mut Effects) -> Result<u64, Halt> {
     // Whole chunks are replaced: also the one that a short last chunk replaces in part.
     let end = (map.offset + map.len).div_ceil(chunk) * chunk;
     let mut overlaps: SmallVec<[(u64, MapRow); 2]> = SmallVec::new();
     if map.offset > 0
-        && let Some((key, value)) = stage.prev(TreeId::Extmap, &schema::extmap_key(map.fid, map.offset))?
-        && let Some((fid, offset)) = schema::extmap_place(&key)
-        && fid == map.fid
-        && offset < map.offset
+        && let Some((offset, row)) = last_row(stage, map.fid, map.offset - 1)?
     {
-        overlaps.push((offset, map_row(&value)?));
+        overlaps.push((offset, row));
     }
     let mut from = map.offset;
     while from < end
@@ -285,7 +294,7 @@ fn unmap(stage: &Stage, shape: Shape, map: &Map, chunk: u64, fx: &mut Effects) -
 /// The part of a row from byte `from` to byte `until` of it; both on chunk bounds, or `until` its end.
 pub(crate) fn cut(row: &MapRow, chunk: u64, from: u64, until: u64) -> MapRow {
     let blocks = from / BLOCK_SIZE..until.div_ceil(BLOCK_SIZE);
-    let mut extents = Vec::new();
+    let mut extents = Pieces::new();
     let mut at = 0;
     for extent in &row.extents {
         let next = at + u64::from(extent.blocks);
@@ -297,7 +306,7 @@ pub(crate) fn cut(row: &MapRow, chunk: u64, from: u64, until: u64) -> MapRow {
         at = next;
     }
     let chunks = (from / chunk) as usize..until.div_ceil(chunk) as usize;
-    let crcs = row.crcs.get(chunks).map(<[u32]>::to_vec).unwrap_or_default();
+    let crcs = row.crcs.get(chunks).map(Crcs::from_slice).unwrap_or_default();
     MapRow { len: until - from, generation: row.generation, extents, crcs }
 }
 
@@ -309,7 +318,7 @@ fn row_size(extents: &[Extent], crcs: &[u32]) -> usize {
 /// Cuts a row at chunk bounds so that every piece fits a tree entry.
 fn split_rows(whole: Parts<'_>, offset: u64, chunk: u64, row_max: usize) -> Vec<(u64, MapRow)> {
     let Parts { len, generation, extents, crcs } = whole;
-    let whole = MapRow { len, generation, extents: extents.to_vec(), crcs: crcs.to_vec() };
+    let whole = MapRow { len, generation, extents: extents.into(), crcs: crcs.into() };
     let mut rows = Vec::new();
     let mut pieces = vec![(0, len)];
     while let Some((from, until)) = pieces.pop() {

@@ -7,11 +7,12 @@
 
 use crate::apply::{Halt, Shape};
 use crate::error::StoreError;
+use crate::few::Pieces;
 use crate::limits::{Limits, Placement};
 use crate::points::{Point, refused};
 use crate::schema::{self, FREE};
 use crate::stage::Stage;
-use crate::tree::{Forest, MetaError, Miss, TreeId};
+use crate::tree::{BlockMap, Forest, MetaError, Miss, TreeId};
 use crate::tx::Extent;
 use cobalt_base::canary::{Canary, planted};
 use cobalt_base::{BLOCK_SIZE, Corrupt};
@@ -54,7 +55,7 @@ struct Inner {
     /// Promised to reservations that still look for their blocks.
     claimed: u64,
     /// Blocks that the trees call free, or will, and that must not be handed out: start → blocks.
-    held: BTreeMap<u64, u64>,
+    held: BlockMap<u64>,
     held_blocks: u64,
     /// Blocks in `held` that will become available by themselves.
     limbo: u64,
@@ -69,7 +70,7 @@ struct Inner {
 /// Reserved blocks. Dropped before its transaction is applied, it gives them back.
 pub(crate) struct Reservation {
     balloc: Rc<Balloc>,
-    extents: RefCell<Vec<Extent>>,
+    extents: RefCell<Pieces>,
 }
 
 /// While it lives, no block that was mapped when it was taken is reused.
@@ -201,11 +202,14 @@ impl Balloc {
 
     /// Brings a group's free extents into memory.
     async fn load_group(&self, group: usize) -> Result<(), StoreError> {
-        let _epoch = self.forest.epoch();
+        let mut epoch = None;
         loop {
             match self.try_load(group) {
                 Ok(()) => return Ok(()),
-                Err(Halt::Miss(miss)) => self.forest.load_held(miss).await?,
+                Err(Halt::Miss(miss)) => {
+                    epoch.get_or_insert_with(|| self.forest.epoch());
+                    self.forest.load_held(miss).await?;
+                }
                 Err(Halt::Corrupt(corrupt)) => return Err(corrupt.into()),
                 Err(Halt::Refused(error)) => return Err(error),
             }
@@ -223,9 +227,8 @@ impl Balloc {
         }
         let mut extents = tree_extents(&Stage::new(self.forest.clone()), self.shape, group as u64)?;
         let (first, len) = self.shape.group(group as u64);
-        let held: Vec<(u64, u64)> = inner.held.range(first..first + len).map(|(s, l)| (*s, *l)).collect();
-        for (start, blocks) in held {
-            subtract(&mut extents, start, blocks);
+        for (start, blocks) in inner.held.iter().filter(|(start, _)| (first..first + len).contains(*start)) {
+            subtract(&mut extents, *start, *blocks);
         }
         let avail: u64 = extents.values().sum();
         if avail != inner.groups[group].avail {
@@ -421,7 +424,7 @@ impl Drop for Claim<'_> {
 
 impl Reservation {
     /// The blocks, in order.
-    pub(crate) fn extents(&self) -> Vec<Extent> {
+    pub(crate) fn extents(&self) -> Pieces {
         self.extents.borrow().clone()
     }
 

@@ -7,7 +7,6 @@
 
 use crate::alloc_rows;
 use crate::apply::{self, Effects, Halt};
-use crate::balloc::Reservation;
 use crate::ctg::{self, CtgOp, CtgView};
 use crate::error::StoreError;
 use crate::inline::Promise;
@@ -15,7 +14,7 @@ use crate::intent::{self, Intent};
 use crate::stage::Stage;
 use crate::store::{Applied, Core};
 use crate::tree::{EpochGuard, Miss};
-use crate::tx::{Extent, TxClass};
+use crate::tx::{Extent, Reservations, TxClass};
 use cobalt_base::Lsn;
 use cobalt_base::canary::{Canary, planted};
 use cobalt_reactor::Step;
@@ -42,7 +41,7 @@ pub(crate) struct Work {
     kind: Kind,
     /// Journal space; held until the record is written.
     _room: Option<crate::journal::ring::Room>,
-    pub(crate) reservations: Vec<Rc<Reservation>>,
+    pub(crate) reservations: Reservations,
     pub(crate) epoch: Option<EpochGuard>,
     /// Its place among the unwritten bytes, until it is applied.
     pub(crate) promise: Option<Promise>,
@@ -53,7 +52,7 @@ pub(crate) struct Work {
 
 impl Work {
     pub(crate) fn new(class: TxClass, kind: Kind, room: Option<crate::journal::ring::Room>) -> Work {
-        let reservations = Vec::new();
+        let reservations = Reservations::new();
         Work { class, kind, _room: room, reservations, epoch: None, promise: None, reply: None, waited: 0 }
     }
 
@@ -195,10 +194,10 @@ impl Core {
         }
         let wrote = group.count > 0;
         if planted(Canary::FreeBeforeDurable) {
-            for member in group.members.iter_mut().filter(|m| m.result.is_ok()) {
+            for member in group.members.iter().filter(|m| m.result.is_ok()) {
                 member.work.reservations.iter().for_each(|r| r.consume());
-                self.release_blocks(self.balloc.free(take(&mut member.fx.freed)));
             }
+            self.release_blocks(self.balloc.free(take(&mut group.freed)));
         }
         if wrote && let Err(error) = self.make_durable(&group).await {
             for member in &mut group.members {
@@ -212,6 +211,9 @@ impl Core {
                 Err(_) => self.count(|c| c.refused += 1),
             }
             member.work.answer(member.result);
+        }
+        if !group.freed.is_empty() {
+            self.release_blocks(self.balloc.free(group.freed));
         }
         self.kick_if_due();
         Ok(wrote)
@@ -423,15 +425,12 @@ impl Core {
     /// Takes over what an applied transaction means for the state in memory.
     fn absorb(&self, work: &Work, fx: Effects, lsn: Lsn) {
         self.unwritten.take_over(&fx, lsn);
-        let Effects { inline: _, taken: _, freed, dead, fenced, named: _ } = fx;
+        let Effects { dead, fenced, .. } = fx;
         for reservation in &work.reservations {
             reservation.consume();
         }
         if fenced.is_some() {
             self.unfenced.set(None);
-        }
-        if !freed.is_empty() {
-            self.release_blocks(self.balloc.free(freed));
         }
         self.add_chores(dead, fenced);
     }

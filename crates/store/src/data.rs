@@ -1,17 +1,17 @@
 //! The write path, one call for each step of the table: admission, look-up, blocks, extent map, close,
 //! data, data-stable gate, commit.
 
-use crate::apply::{self, Halt};
+use crate::apply;
 use crate::cob::{Cob, CobAttrs};
 use crate::commit::{Kind, Work};
 use crate::error::StoreError;
 use crate::geometry::Region;
 use crate::inline::{Carried, map_of};
 use crate::intent::{Intent, Map};
-use crate::schema::{self, MapRow, Parts};
+use crate::schema::{self, Parts};
 use crate::store::{Core, Store};
 use crate::tree::TreeId;
-use crate::tx::{Committed, DataStable, Extent, Extents, SealedTx, Tx, TxClass};
+use crate::tx::{Committed, DataStable, Extent, Extents, Reservations, SealedTx, Tx, TxClass};
 use cobalt_base::canary::{Canary, planted};
 use cobalt_base::{BLOCK_SIZE, Fid};
 use cobalt_bdev::{IoError, WriteData};
@@ -19,6 +19,7 @@ use cobalt_dma::{Arena, Slice};
 use cobalt_reactor::sync::{Notify, oneshot};
 use cobalt_reactor::{Ctx, Step};
 use futures::future::join_all;
+use smallvec::SmallVec;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::task::Poll;
@@ -59,7 +60,7 @@ impl Store {
             data_max: data_bytes,
             small,
             intents: Vec::new(),
-            reservations: Vec::new(),
+            reservations: Reservations::new(),
             room,
             epoch: core.forest.long_epoch(),
             near: None,
@@ -160,7 +161,7 @@ impl Store {
             offset,
             len,
             extents: extents.0.clone(),
-            crcs: crcs.to_vec(),
+            crcs: crcs.into(),
         };
         // The leaf that will change is brought into memory now, so that the commit does not wait for it.
         let key = schema::extmap_key(map.fid, map.offset);
@@ -191,7 +192,11 @@ impl Store {
         }
         let arenas = [&core.arena, &core.meta_arena];
         let writes = plan_writes(&core.regions.data, arenas, &sealed.tx.intents, data).await?;
-        let held = if planted(Canary::ReuseUnderWrite) { Vec::new() } else { sealed.tx.reservations.clone() };
+        let held = if planted(Canary::ReuseUnderWrite) {
+            Reservations::new()
+        } else {
+            sealed.tx.reservations.clone()
+        };
         let task = core.clone();
         let mut work = Box::pin(async move {
             let result = task.write_data(writes).await;
@@ -257,7 +262,7 @@ impl Store {
             offset: 0,
             len,
             extents: extents.0.clone(),
-            crcs: Vec::new(),
+            crcs: Default::default(),
         };
         let arenas = [&core.arena, &core.meta_arena];
         core.write_data(plan_writes(&core.regions.data, arenas, &[Intent::Map(map)], data).await?).await
@@ -267,25 +272,26 @@ impl Store {
 impl Core {
     /// The block after a cob's last extent.
     async fn last_block(&self, fid: Fid) -> Result<Option<u64>, StoreError> {
-        let key = schema::extmap_key(fid, u64::MAX);
         self.look(|stage| {
-            let Some((key, value)) = stage.prev(TreeId::Extmap, &key)? else { return Ok(None) };
-            if schema::extmap_place(&key).is_none_or(|(f, _)| f != fid) {
-                return Ok(None);
-            }
-            let row: MapRow = schema::decode("extmap row", &value).map_err(Halt::Corrupt)?;
-            Ok(row.extents.last().and_then(Extent::end).filter(|end| *end < self.shape.data_blocks))
+            let row = apply::last_row(stage, fid, u64::MAX)?;
+            let last = row.and_then(|(_, row)| row.extents.last().and_then(Extent::end));
+            Ok(last.filter(|end| *end < self.shape.data_blocks))
         })
         .await
     }
 
-    async fn write_data(&self, writes: Vec<(u64, WriteData)>) -> Result<(), StoreError> {
+    async fn write_data(&self, writes: Writes) -> Result<(), StoreError> {
         self.count(|c| {
             c.data_writes += writes.len() as u64;
             c.data_write_bytes += writes.iter().flat_map(|(_, d)| d).map(|s| s.len() as u64).sum::<u64>();
         });
         let region = &self.regions.data;
-        let all = join_all(writes.into_iter().map(|(at, data)| region.write(at, data, false))).await;
+        let all: SmallVec<[_; 1]> = match writes.into_inner() {
+            Ok([(at, data)]) => [region.write(at, data, false).await].into(),
+            Err(writes) => {
+                join_all(writes.into_iter().map(|(at, data)| region.write(at, data, false))).await.into()
+            }
+        };
         // Every error is looked at: a full host beside it does not excuse a device that failed.
         let errors = all.into_iter().filter_map(Result::err);
         let errors: Vec<_> = errors.map(|e| self.data_error("data write", &e)).collect();
@@ -317,30 +323,34 @@ impl Core {
     }
 }
 
+/// Writes of the data region: where, and what.
+type Writes = SmallVec<[(u64, WriteData); 1]>;
+
 /// Turns maps and bytes into device writes: whole blocks, at most as long as the device takes.
 async fn plan_writes(
     region: &Region,
     arenas: [&Arena; 2],
     intents: &[Intent],
     data: &[Slice],
-) -> Result<Vec<(u64, WriteData)>, StoreError> {
+) -> Result<Writes, StoreError> {
     let most = u64::from(region.device.identify().transfer_max) / BLOCK_SIZE * BLOCK_SIZE;
     let given: u64 = data.iter().map(|s| s.len() as u64).sum();
-    let maps: Vec<&Map> = intents.iter().filter_map(map_of).collect();
-    let wanted: u64 = maps.iter().map(|m| m.len).sum();
+    let maps = || intents.iter().filter_map(map_of);
+    let wanted: u64 = maps().map(|m| m.len).sum();
     if given != wanted {
         return Err(StoreError::Invalid(format!("{given} bytes of data for maps of {wanted}")));
     }
-    let mut rest = data.iter().cloned().collect::<std::collections::VecDeque<_>>();
-    let mut writes = Vec::new();
-    for map in maps {
-        let mut blocks = whole_blocks(arenas, take(&mut rest, map.len)).await.into();
+    let mut data = Feed::new(data);
+    let mut writes = Writes::new();
+    for map in maps() {
+        let blocks = whole_blocks(arenas, data.take(map.len)).await;
+        let mut blocks = Feed::new(&blocks);
         for extent in &map.extents {
             let mut at = extent.start * BLOCK_SIZE;
             let mut left = u64::from(extent.blocks) * BLOCK_SIZE;
             while left > 0 {
                 let piece = left.min(most.max(BLOCK_SIZE));
-                writes.push((at, take(&mut blocks, piece).into_iter().collect()));
+                writes.push((at, blocks.take(piece)));
                 at += piece;
                 left -= piece;
             }
@@ -349,30 +359,49 @@ async fn plan_writes(
     Ok(writes)
 }
 
-/// Takes the next `len` bytes.
-pub(crate) fn take(from: &mut std::collections::VecDeque<Slice>, len: u64) -> Vec<Slice> {
-    let mut out = Vec::new();
-    let mut left = len as usize;
-    while left > 0 {
-        let Some(slice) = from.pop_front() else { break };
-        if slice.len() > left {
-            from.push_front(slice.slice(left..slice.len()));
-            out.push(slice.slice(0..left));
-            break;
-        }
-        left -= slice.len();
-        if !slice.is_empty() {
-            out.push(slice);
-        }
+/// Bytes in slices, of which the first ones are taken again and again.
+pub(crate) struct Feed<'a> {
+    slices: &'a [Slice],
+    /// Bytes of the first slice that were taken.
+    taken: usize,
+}
+
+impl Feed<'_> {
+    pub(crate) fn new(slices: &[Slice]) -> Feed<'_> {
+        Feed { slices, taken: 0 }
     }
-    out
+
+    /// Takes the next `len` bytes.
+    pub(crate) fn take(&mut self, len: u64) -> WriteData {
+        let mut out = WriteData::new();
+        let mut left = len as usize;
+        while left > 0
+            && let Some((first, rest)) = self.slices.split_first()
+        {
+            let until = first.len().min(self.taken + left);
+            if self.taken < until {
+                out.push(first.slice(self.taken..until));
+            }
+            left -= until - self.taken;
+            self.taken = until;
+            if until == first.len() {
+                *self = Feed::new(rest);
+            }
+        }
+        out
+    }
 }
 
 /// The same bytes in slices of whole blocks; the last block is filled up with zeros. Nothing is copied
 /// but a short tail, unless a slice in the middle ends inside of a block.
-async fn whole_blocks(arenas: [&Arena; 2], slices: Vec<Slice>) -> Vec<Slice> {
+async fn whole_blocks(arenas: [&Arena; 2], slices: WriteData) -> WriteData {
     let block = BLOCK_SIZE as usize;
-    let mut out = Vec::new();
+    let is_whole =
+        |slice: &Slice| slice.len().is_multiple_of(block) && (slice.as_ptr() as usize).is_multiple_of(block);
+    if slices.iter().all(is_whole) {
+        return slices;
+    }
+    let mut out = WriteData::new();
     let mut slices = slices.into_iter().peekable();
     while let Some(slice) = slices.next() {
         let whole = slice.len() / block * block;
@@ -394,7 +423,7 @@ async fn whole_blocks(arenas: [&Arena; 2], slices: Vec<Slice>) -> Vec<Slice> {
 }
 
 /// A short tail does not wait for payload memory, which others hold who wait for theirs.
-async fn copy_blocks([payload, meta]: [&Arena; 2], slices: &[Slice], out: &mut Vec<Slice>) {
+async fn copy_blocks([payload, meta]: [&Arena; 2], slices: &[Slice], out: &mut WriteData) {
     let mut left: usize = slices.iter().map(|s| s.len()).sum();
     let arena = if left <= BLOCK_SIZE as usize { meta } else { payload };
     let mut bytes = slices.iter().flat_map(|s| s.iter().copied());

@@ -190,6 +190,7 @@ pub(crate) fn typed(tree: TreeId, key: &[u8], value: &[u8]) -> Option<TreeRow> {
         TreeId::Extmap => {
             let (fid, offset) = schema::extmap_place(key)?;
             let MapRow { len, generation, extents, crcs } = schema::decode("extmap row", value).ok()?;
+            let (extents, crcs) = (extents.into_vec(), crcs.into_vec());
             Some(TreeRow::Extents { fid, offset, len, generation, extents, crcs })
         }
         TreeId::Balloc => {

@@ -6,7 +6,7 @@
 //! Bytes whose blocks were freed first are never written; a write-out in flight holds the blocks of its turn (I3).
 
 use crate::apply::Effects;
-use crate::data::take;
+use crate::data::Feed;
 use crate::error::StoreError;
 use crate::intent::{Bytes, Inline, Intent, Map};
 use crate::store::Core;
@@ -237,11 +237,11 @@ impl Core {
         }
         let blocks = maps().map(|m| m.len.div_ceil(BLOCK_SIZE)).sum();
         let promise = self.unwritten.promise(blocks, self.unwritten_max())?;
-        let mut rest = data.iter().cloned().collect();
+        let mut rest = Feed::new(data);
         let mut bytes = Vec::new();
         for map in maps() {
             let mut whole = Vec::with_capacity(map.len as usize);
-            take(&mut rest, map.len).iter().for_each(|slice| whole.extend_from_slice(slice));
+            rest.take(map.len).iter().for_each(|slice| whole.extend_from_slice(slice));
             bytes.push(Bytes::from(whole));
         }
         self.count(|c| {

@@ -2,7 +2,7 @@
 //! but no node images. Redo runs the same code on them as the first apply.
 
 use crate::ctg::CtgOp;
-use crate::tx::Extent;
+use crate::few::{Crcs, Pieces};
 use cobalt_base::{Corrupt, Fid, SessionId};
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -20,9 +20,11 @@ pub(crate) struct Map {
     pub expect: Option<u64>,
     pub offset: u64,
     pub len: u64,
-    pub extents: Vec<Extent>,
+    #[serde(with = "crate::few")]
+    pub extents: Pieces,
     /// CRC32C of each chunk's real bytes.
-    pub crcs: Vec<u32>,
+    #[serde(with = "crate::few")]
+    pub crcs: Crcs,
 }
 
 /// The data of a map, shared between the transaction and those who read it before it is on its blocks.
@@ -164,8 +166,8 @@ mod tests {
             expect: None,
             offset: 0,
             len: 3,
-            extents: vec![Extent { start: 5, blocks: 1 }],
-            crcs: vec![6],
+            extents: [Extent { start: 5, blocks: 1 }].into(),
+            crcs: [6].as_slice().into(),
         };
         Intent::Inline(Inline { map, bytes: Bytes::from(vec![1, 2, 3]) })
     }

@@ -19,6 +19,7 @@ mod cob;
 mod commit;
 mod ctg;
 mod data;
+mod few;
 mod inline;
 mod intent;
 mod journal;

@@ -80,7 +80,7 @@ pub struct Pinned {
 
 impl Reserved {
     pub fn extents(&self) -> Vec<Extent> {
-        self.0.extents()
+        self.0.extents().to_vec()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Reading a cob: its extents are held, read, and every chunk is checked before a byte is handed out.
 
-use crate::apply::cut;
+use crate::apply::{self, cut};
 use crate::cob::CobData;
 use crate::error::StoreError;
 use crate::inline::Piece;
@@ -68,12 +68,8 @@ impl Core {
                 let mut rows = Vec::new();
                 let mut at = offset;
                 while at < end {
-                    let Some((key, value)) = stage.prev(TreeId::Extmap, &schema::extmap_key(fid, at))? else {
-                        break;
-                    };
-                    let row: MapRow = schema::decode("extmap row", &value)?;
-                    match schema::extmap_place(&key) {
-                        Some((f, start)) if f == fid && start.saturating_add(row.len) > at => {
+                    match apply::last_row(stage, fid, at)? {
+                        Some((start, row)) if start.saturating_add(row.len) > at => {
                             at = start.saturating_add(row.len);
                             rows.push((start, row));
                         }

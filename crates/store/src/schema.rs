@@ -1,6 +1,7 @@
 //! Keys and values of the cob, extent-map and allocator trees. Keys are big-endian, so that byte order
 //! is number order; the first byte tells kinds of rows apart.
 
+use crate::few::{Crcs, Pieces};
 use crate::tx::Extent;
 use cobalt_base::{BLOCK_SIZE, Corrupt, Fid, SessionId};
 use serde::{Deserialize, Serialize};
@@ -36,8 +37,10 @@ pub(crate) struct MapRow {
     /// Real bytes; only the last chunk may be short.
     pub len: u64,
     pub generation: u64,
-    pub extents: Vec<Extent>,
-    pub crcs: Vec<u32>,
+    #[serde(with = "crate::few")]
+    pub extents: Pieces,
+    #[serde(with = "crate::few")]
+    pub crcs: Crcs,
 }
 
 impl MapRow {

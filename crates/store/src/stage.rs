@@ -55,6 +55,10 @@ pub(crate) struct Stage {
     inner: RefCell<Inner>,
     /// What is read is likely to be changed, and an epoch is open: leaves that are read are held, and known again.
     holds: bool,
+    /// What each tree was asked for last.
+    seen: RefCell<[Option<Seen>; TreeId::ALL.len()]>,
+    /// What the forest had lost of that which was to stay, when the first node was touched.
+    lost: Cell<Option<u64>>,
     /// A session that nothing before fences.
     unfenced: Cell<Option<SessionId>>,
 }
@@ -71,10 +75,6 @@ struct Inner {
     undo: Vec<Undo>,
     /// Length of `bytes` at the savepoint.
     kept: usize,
-    /// For each tree.
-    seen: [Option<Seen>; TreeId::ALL.len()],
-    /// What the forest had lost of that which was to stay, when the first node was touched.
-    lost: Option<u64>,
 }
 
 /// A change since the savepoint.
@@ -117,25 +117,13 @@ impl Inner {
         parts.into_iter().for_each(|part| self.bytes.extend_from_slice(part));
         (from, self.bytes.len())
     }
-
-    /// The leaf of a key that was read last.
-    fn leaf(&self, tree: TreeId, key: &[u8]) -> Option<Hint> {
-        let (seen, leaf) = self.seen[tree.index()].as_ref()?;
-        (seen.as_slice() == key).then_some(*leaf)
-    }
-
-    fn saw(&mut self, tree: TreeId, key: &[u8], leaf: Hint) {
-        let (seen, at) = self.seen[tree.index()].get_or_insert_with(|| (SmallVec::new(), leaf));
-        seen.clear();
-        seen.extend_from_slice(key);
-        *at = leaf;
-    }
 }
 
 impl Stage {
     /// One that reads: nothing in it stays but for who asks for it.
     pub(crate) fn new(forest: Rc<Forest>) -> Stage {
-        Stage { forest, inner: RefCell::default(), holds: false, unfenced: Cell::new(None) }
+        let (inner, seen) = (RefCell::default(), RefCell::default());
+        Stage { forest, inner, holds: false, seen, lost: Cell::new(None), unfenced: Cell::new(None) }
     }
 
     /// One whose changes will be put in, while an epoch of the caller's is open.
@@ -171,14 +159,37 @@ impl Stage {
         if !self.holds {
             return self.forest.get_with(tree, key, read);
         }
-        drop(inner);
-        let inner = &mut *self.inner.borrow_mut();
-        inner.lost.get_or_insert_with(|| self.forest.lost());
+        self.before_touch();
         let (value, leaf) = self.forest.get_held(tree, key, read)?;
-        if let Some(leaf) = leaf {
-            inner.saw(tree, key, leaf);
-        }
+        self.saw(tree, key, leaf);
         Ok(value)
+    }
+
+    /// Remembers the leaf that a key was found to belong to.
+    fn saw(&self, tree: TreeId, key: &[u8], leaf: Option<Hint>) {
+        let seen = &mut self.seen.borrow_mut()[tree.index()];
+        match (seen, leaf) {
+            (Some(seen), Some(leaf)) => {
+                seen.0.clear();
+                seen.0.extend_from_slice(key);
+                seen.1 = leaf;
+            }
+            (seen, leaf) => *seen = leaf.map(|leaf| (SmallVec::from_slice(key), leaf)),
+        }
+    }
+
+    /// The leaf of a key, if it is the one that was read last.
+    fn leaf(&self, tree: TreeId, key: &[u8]) -> Option<Hint> {
+        let seen = self.seen.borrow();
+        let (asked, leaf) = seen[tree.index()].as_ref()?;
+        (asked.as_slice() == key || self.forest.spans(*leaf, key)).then_some(*leaf)
+    }
+
+    /// What the forest loses from now on may be what was touched.
+    fn before_touch(&self) {
+        if self.lost.get().is_none() {
+            self.lost.set(Some(self.forest.lost()));
+        }
     }
 
     /// The first entry with a key at or after `from`.
@@ -202,30 +213,54 @@ impl Stage {
         }
     }
 
-    /// The last entry with a key at or before `from`, among keys as long as `from`.
-    pub(crate) fn prev(&self, tree: TreeId, from: &[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>, Miss> {
+    /// What `read` makes of the last entry with a key at or before `from`, among keys as long as `from`.
+    pub(crate) fn prev_with<R>(
+        &self,
+        tree: TreeId,
+        from: &[u8],
+        read: impl Fn(&[u8], &[u8]) -> R,
+    ) -> Result<Option<R>, Miss> {
         let inner = self.inner.borrow();
-        // The place behind the one that is looked at.
+        // The place behind the change that is looked at.
         let mut place = match inner.find(tree, from) {
             Ok(place) => place + 1,
             Err(place) => place,
         };
-        let mut from = from.to_vec();
+        let mut from = SmallVec::<[u8; 32]>::from_slice(from);
         loop {
-            let below = self.forest.prev(tree, &from)?;
-            match (below, place.checked_sub(1).and_then(|place| inner.at(tree, place))) {
-                (below, None) => return Ok(below),
-                (Some(below), Some((key, _))) if below.0.as_slice() > key => return Ok(Some(below)),
-                (_, Some((key, Some(value)))) => return Ok(Some((key.to_vec(), value.to_vec()))),
-                (_, Some((key, None))) => match predecessor(key) {
-                    Some(before) => {
-                        from = before;
-                        place -= 1;
+            let change = place.checked_sub(1).and_then(|place| inner.at(tree, place));
+            let above = |key: &[u8]| change.is_none_or(|(changed, _)| key > changed);
+            let below = self.below(tree, &from, |key, value| above(key).then(|| read(key, value)))?;
+            match (below.flatten(), change) {
+                (Some(found), _) => return Ok(Some(found)),
+                (None, None) => return Ok(None),
+                (None, Some((key, Some(value)))) => return Ok(Some(read(key, value))),
+                (None, Some((key, None))) => {
+                    from.clear();
+                    from.extend_from_slice(key);
+                    if !step_back(&mut from) {
+                        return Ok(None);
                     }
-                    None => return Ok(None),
-                },
+                    place -= 1;
+                }
             }
         }
+    }
+
+    /// What the tree alone has.
+    fn below<R>(
+        &self,
+        tree: TreeId,
+        from: &[u8],
+        read: impl FnOnce(&[u8], &[u8]) -> R,
+    ) -> Result<Option<R>, Miss> {
+        if !self.holds {
+            return self.forest.prev_with(tree, from, read);
+        }
+        self.before_touch();
+        let (found, leaf) = self.forest.prev_held(tree, from, read)?;
+        self.saw(tree, from, leaf);
+        Ok(found)
     }
 
     pub(crate) fn put(&self, tree: TreeId, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
@@ -250,7 +285,7 @@ impl Stage {
             Err(place) => {
                 let row = u32::try_from(inner.rows.len()).expect("a group has few changes");
                 let bytes = inner.bytes(key);
-                let (head, leaf) = (Head::of(bytes), inner.leaf(tree, bytes));
+                let (head, leaf) = (Head::of(bytes), self.leaf(tree, bytes));
                 inner.rows.push(Row { tree, head, key, value: None, leaf });
                 inner.order[tree.index()].insert(place, row);
                 (row, None)
@@ -293,16 +328,16 @@ impl Stage {
     /// Makes sure that every change finds its path in memory. They were touched before, within an epoch that is
     /// still open: only when something got lost all the same, each is looked up again.
     pub(crate) fn touch(&self) -> Result<(), Miss> {
-        let inner = &mut *self.inner.borrow_mut();
         let lost = self.forest.lost();
-        if inner.lost == Some(lost) {
+        if self.lost.get() == Some(lost) {
             return Ok(());
         }
+        let inner = self.inner.borrow();
         for row in inner.order.iter().flatten() {
             let row = inner.row(*row);
             self.forest.touch(row.tree, inner.bytes(row.key))?;
         }
-        inner.lost = Some(lost);
+        self.lost.set(Some(lost));
         Ok(())
     }
 
@@ -324,8 +359,8 @@ impl Stage {
 
     /// Nodes that what changed since the last savepoint needs and that are not there.
     fn missed(&self, most: usize) -> Vec<Miss> {
-        let inner = &mut *self.inner.borrow_mut();
-        inner.lost.get_or_insert_with(|| self.forest.lost());
+        self.before_touch();
+        let inner = self.inner.borrow();
         let new = inner.undo.iter().map(|undo| inner.row(undo.row)).filter(|row| row.leaf.is_none());
         self.forest.touch_all(new.map(|row| (row.tree, inner.bytes(row.key))), most)
     }
@@ -349,21 +384,20 @@ impl Stage {
             done -= gone;
         }
         if missed.is_err() {
-            inner.lost = None;
+            self.lost.set(None);
         }
         missed
     }
 }
 
-/// The largest key of the same length before this one.
-fn predecessor(key: &[u8]) -> Option<Vec<u8>> {
-    let mut key = key.to_vec();
+/// Makes it the largest key of the same length before this one; false when there is none.
+fn step_back(key: &mut [u8]) -> bool {
     for byte in key.iter_mut().rev() {
         if *byte > 0 {
             *byte -= 1;
-            return Some(key);
+            return true;
         }
         *byte = 0xff;
     }
-    None
+    false
 }

@@ -339,12 +339,14 @@ impl Core {
 
     /// Reads the trees as they are applied; loads what is missing and looks again.
     pub(crate) async fn look<T>(&self, read: impl Fn(&Stage) -> Result<T, Halt>) -> Result<T, StoreError> {
-        let _epoch = self.forest.epoch();
         let stage = Stage::new(self.forest.clone());
+        // What the first attempt finds need not stay.
+        let mut epoch = None;
         loop {
             match read(&stage) {
                 Ok(value) => return Ok(value),
                 Err(Halt::Miss(miss)) => {
+                    epoch.get_or_insert_with(|| self.forest.epoch());
                     self.forest.load(miss).await.map_err(|e| self.judge_error(e.into()))?;
                 }
                 Err(Halt::Refused(error)) => return Err(error),

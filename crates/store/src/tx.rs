@@ -2,11 +2,13 @@
 //! to [`Committed`]. Dropped at any point before its commit, it leaves no trace.
 
 use crate::balloc::Reservation;
+use crate::few::Pieces;
 use crate::inline::Carried;
 use crate::intent::Intent;
 use crate::journal::ring::Room;
 use crate::tree::EpochGuard;
 use cobalt_base::Lsn;
+use smallvec::SmallVec;
 use std::rc::Rc;
 
 /// What a transaction is for. Journal space is kept back for the later classes, so that a full
@@ -34,7 +36,7 @@ pub struct Extent {
 
 /// Blocks reserved by a transaction, in the order in which its bytes fill them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Extents(pub(crate) Vec<Extent>);
+pub struct Extents(pub(crate) Pieces);
 
 impl Extents {
     /// The pieces.
@@ -48,6 +50,9 @@ impl Extents {
     }
 }
 
+/// What a transaction reserved.
+pub(crate) type Reservations = SmallVec<[Rc<Reservation>; 1]>;
+
 /// An open transaction. Dropping it drops its reservations and leaves no trace.
 #[must_use = "dropping a transaction gives it up"]
 pub struct Tx {
@@ -57,7 +62,7 @@ pub struct Tx {
     /// Its record has room for its data.
     pub(crate) small: bool,
     pub(crate) intents: Vec<Intent>,
-    pub(crate) reservations: Vec<Rc<Reservation>>,
+    pub(crate) reservations: Reservations,
     pub(crate) room: Room,
     pub(crate) epoch: EpochGuard,
     /// The cob that was looked up last: new blocks go next to its old ones.

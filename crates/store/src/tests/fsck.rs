@@ -321,7 +321,7 @@ async fn wrongs(rig: &Rig) -> Vec<Wrong> {
             Extmap,
             map_with(&|map| {
                 let start = schema::key_number(schema::FREE, &free_key).unwrap();
-                map.extents = vec![Extent { start, blocks: 1 }];
+                map.extents = [Extent { start, blocks: 1 }].into();
             }),
             v,
         ),

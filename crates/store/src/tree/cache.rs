@@ -15,7 +15,7 @@ use std::rc::Rc;
 
 /// Block numbers are not chosen by anyone outside: a multiplication spreads them well enough.
 #[derive(Default)]
-pub(super) struct BlockHasher(u64);
+pub(crate) struct BlockHasher(u64);
 
 impl Hasher for BlockHasher {
     fn finish(&self) -> u64 {
@@ -32,7 +32,7 @@ impl Hasher for BlockHasher {
     }
 }
 
-pub(super) type BlockMap<V> = HashMap<u64, V, BuildHasherDefault<BlockHasher>>;
+pub(crate) type BlockMap<V> = HashMap<u64, V, BuildHasherDefault<BlockHasher>>;
 
 /// Where a node is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -285,11 +285,14 @@ impl Cache {
         Hint { at, shapes: self.shapes }
     }
 
-    /// The leaf, if it still holds the key, and if it is of the running generation: it may be changed without a way to it.
+    /// The leaf, if it still holds the key.
+    pub fn whole(&self, hint: Hint) -> Option<usize> {
+        (self.entries.get(hint.at)?.shaped <= hint.shapes).then_some(hint.at)
+    }
+
+    /// The same, if it is of the running generation: it may be changed without a way to it.
     pub fn still(&self, hint: Hint) -> Option<usize> {
-        let entry = self.entries.get(hint.at)?;
-        let whole = entry.shaped <= hint.shapes && matches!(entry.state, State::Dirty(_));
-        whole.then_some(hint.at)
+        self.whole(hint).filter(|at| matches!(self.entries[*at].state, State::Dirty(_)))
     }
 
     /// A node gave a part of its range to another.

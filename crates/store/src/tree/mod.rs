@@ -24,7 +24,7 @@ mod walk;
 mod tests;
 
 pub use cache::CacheStats;
-pub(crate) use cache::Hint;
+pub(crate) use cache::{BlockMap, Hint};
 pub use forest::{EpochGuard, Forest};
 pub(crate) use insert::Put;
 pub use limits::TreeLimits;

@@ -104,8 +104,53 @@ impl Forest {
     /// # Errors
     /// [`Miss`].
     pub fn prev(&self, tree: TreeId, from: &[u8]) -> Result<Option<KeyValue>, Miss> {
+        self.prev_with(tree, from, |key, value| (key.to_vec(), value.to_vec()))
+    }
+
+    /// What `read` makes of the last entry with a key of at most `from`, where it lies.
+    ///
+    /// # Errors
+    /// [`Miss`].
+    pub(crate) fn prev_with<R>(
+        &self,
+        tree: TreeId,
+        from: &[u8],
+        read: impl FnOnce(&[u8], &[u8]) -> R,
+    ) -> Result<Option<R>, Miss> {
         let inner = self.0.inner.borrow();
-        Ok(inner.seek(tree, from, Way::Down)?.map(|path| inner.entry(&path)))
+        Ok(inner.seek(tree, from, Way::Down)?.map(|path| inner.read(&path, read)))
+    }
+
+    /// The same; the way to `from` comes under the protection of the open epochs. Gives the leaf that holds `from`, too,
+    /// unless the tree is empty.
+    ///
+    /// # Errors
+    /// [`Miss`].
+    pub(crate) fn prev_held<R>(
+        &self,
+        tree: TreeId,
+        from: &[u8],
+        read: impl FnOnce(&[u8], &[u8]) -> R,
+    ) -> Result<(Option<R>, Option<Hint>), Miss> {
+        let inner = &mut *self.0.inner.borrow_mut();
+        let Some(leaf) = inner.touch_above(tree, from)? else { return Ok((None, None)) };
+        let at = inner.find(tree, leaf, 0)?;
+        inner.cache.touch(at);
+        let (node, leaf) = (inner.cache.node(at), Some(inner.cache.hint(at)));
+        let behind = node.search(from).map_or_else(|i| i, |i| i + 1);
+        if let Some(i) = behind.checked_sub(1) {
+            return Ok((Some(read(node.key(i), node.value(i))), leaf));
+        }
+        Ok((inner.seek(tree, from, Way::Down)?.map(|path| inner.read(&path, read)), leaf))
+    }
+
+    /// Whether a key lies between the first and the last one of a leaf, which then holds it.
+    pub(crate) fn spans(&self, leaf: Hint, key: &[u8]) -> bool {
+        let inner = self.0.inner.borrow();
+        let Some(at) = inner.cache.whole(leaf) else { return false };
+        let node = inner.cache.node(at);
+        let last = node.count().checked_sub(1);
+        last.is_some_and(|last| node.key(0) <= key && key <= node.key(last))
     }
 
     /// Entries from `from` to before `until`, in order, until one of the limits is met; at least one if
@@ -324,8 +369,13 @@ impl Inner {
     }
 
     fn entry(&self, path: &Path) -> KeyValue {
+        self.read(path, |key, value| (key.to_vec(), value.to_vec()))
+    }
+
+    /// Reads the entry that a path leads to.
+    fn read<R>(&self, path: &Path, read: impl FnOnce(&[u8], &[u8]) -> R) -> R {
         let leaf = path.last().expect("a settled path ends in a leaf");
         let node = self.cache.node(leaf.at);
-        (node.key(leaf.index).to_vec(), node.value(leaf.index).to_vec())
+        read(node.key(leaf.index), node.value(leaf.index))
     }
 }
