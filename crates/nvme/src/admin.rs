@@ -61,7 +61,7 @@ impl<F: Function> Controller<F> {
         let time = self.limits.admin_time;
         let timed_out =
             || NvmeError::TimedOut { controller: self.name(), command: name, seconds: time.as_secs_f64() };
-        let (answer, receiver) = oneshot();
+        let (answer, mut receiver) = oneshot();
         {
             let mut inner = self.inner.borrow_mut();
             let cid = take_slot(&mut inner.admin_slots, AdminWork::Answer(answer, page), None);
@@ -70,16 +70,27 @@ impl<F: Function> Controller<F> {
             let queues = inner.queues.as_mut().ok_or_else(timed_out)?;
             queues.admin.push(&command);
         }
-        match self.ctx.timeout(time, receiver).await {
-            Ok(Some((completion, page))) if completion.status().ok() => Ok((completion, page)),
-            Ok(Some((completion, _))) => {
-                let status = completion.status();
-                Err(NvmeError::Command { controller: self.name(), command: name, status })
-            }
-            Ok(None) => Err(timed_out()),
-            Err(_) => {
-                self.fault(Fault::AdminTimeout(name));
-                Err(timed_out())
+        let until = self.ctx.now() + time;
+        loop {
+            let look = (self.ctx.now() + self.limits.health_every).min(until);
+            match self.ctx.timeout_at(look, &mut receiver).await {
+                Ok(Some((completion, page))) if completion.status().ok() => return Ok((completion, page)),
+                Ok(Some((completion, _))) => {
+                    let status = completion.status();
+                    return Err(NvmeError::Command { controller: self.name(), command: name, status });
+                }
+                Ok(None) => return Err(timed_out()),
+                Err(_) if self.ctx.now() >= until => {
+                    self.fault(Fault::AdminTimeout(name));
+                    return Err(timed_out());
+                }
+                // While it is brought up, nobody else looks.
+                Err(_) => {
+                    if let Some(fault) = self.health() {
+                        self.fault(fault);
+                        return Err(self.unfit(format!("{name} is not answered: {fault:?}")));
+                    }
+                }
             }
         }
     }

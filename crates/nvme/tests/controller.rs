@@ -140,8 +140,36 @@ fn what_cannot_be_used_is_refused_with_the_reason() {
 }
 
 #[test]
+fn a_controller_that_fails_again_while_it_is_brought_up_is_not_waited_for() {
+    run(|ctx, arena| async move {
+        let limits = Limits { admin_time: Duration::from_secs(1000), ..Limits::tiny() };
+        let soft = Soft::new(&ctx, SoftConfig::new(MIB), 7);
+        let controller = Controller::open(&ctx, soft.clone(), std::slice::from_ref(&arena), limits).await;
+        let controller = controller.expect("it comes up");
+        let device = device(&controller, 1);
+        soft.lose_power();
+        let begun = ctx.now();
+        let (writer, written) = (device.clone(), data(&arena, 4096, 1));
+        let write = ctx.spawn(async move { writer.write(0, written, false).await });
+        let before = soft.counters().completions;
+        while soft.counters().completions < before + 2 {
+            ctx.sleep(Duration::from_micros(1)).await;
+        }
+        assert_eq!(controller.life(), Life::Starting, "its queues are not made yet");
+        soft.lose_power();
+        write.join().await.expect("a task").expect("a write");
+        assert!(holds(&device, &arena, 0, 4096, 1).await);
+        assert_eq!(controller.counters().resets, 2);
+        assert!(
+            ctx.now() - begun < Duration::from_secs(1),
+            "nobody waits for an answer of a controller that is off"
+        );
+    });
+}
+
+#[test]
 fn a_device_that_is_pulled_out_answers_everybody_and_its_memory_comes_back_only_with_proof() {
-    for (value, unmap_fails) in [(u32::MAX, 0), (0, 0), (u32::MAX, 100)] {
+    for (value, unmap_fails) in [(u32::MAX, 0), (0, 0), (u32::MAX, 100), (0, 100)] {
         run(move |ctx, arena| async move {
             let faults = Faults { unmap_fails, ..Faults::default() };
             let (soft, controller) =
@@ -155,9 +183,11 @@ fn a_device_that_is_pulled_out_answers_everybody_and_its_memory_comes_back_only_
                 })
                 .collect();
             soft.remove(value);
+            let begun = ctx.now();
             for read in reads {
                 assert_eq!(read.await, Some(IoError::Gone));
             }
+            assert!(ctx.now() - begun < Duration::from_secs(1), "nobody tries to reset what is not there");
             assert_eq!(controller.life(), Life::Gone);
             let write = device.write(0, data(&arena, 4096, 1), false).await;
             assert_eq!(write, Err(IoError::Gone), "what comes later is told at once");

@@ -240,9 +240,10 @@ impl<F: Function> Controller<F> {
         let mut pause = LOOK_FIRST;
         loop {
             let csts = Csts(self.function.read32(registers::CSTS));
-            if csts.gone() || wanted && self.function.removed() {
+            if self.absent() || wanted && self.function.removed() {
                 self.inner.borrow_mut().raise(Fault::Gone);
-                return Err(NvmeError::Gone { controller: self.name(), vs: csts.0 });
+                let vs = self.function.read32(registers::VS);
+                return Err(NvmeError::Gone { controller: self.name(), vs });
             }
             if csts.ready() == wanted && !(wanted && csts.fatal()) {
                 return Ok(());

@@ -63,6 +63,8 @@ impl<F: Function> Controller<F> {
         if self.disable().await {
             return Some(DmaStopped { by: StoppedBy::Disabled });
         }
+        // Of one that is not there nothing else is to be had, and its reset alone takes the system a minute.
+        let there = !self.absent();
         let fits = |result: std::io::Result<()>, what: &str| match result {
             Ok(()) => true,
             Err(error) => {
@@ -70,10 +72,11 @@ impl<F: Function> Controller<F> {
                 false
             }
         };
-        if fits(self.function.reset(&self.ctx).await, "a function reset") && self.disable().await {
+        if there && fits(self.function.reset(&self.ctx).await, "a function reset") && self.disable().await {
             return Some(DmaStopped { by: StoppedBy::FunctionReset });
         }
-        if fits(self.function.set_bus_master(&self.ctx, false).await, "switching bus mastering off") {
+        if there && fits(self.function.set_bus_master(&self.ctx, false).await, "switching bus mastering off")
+        {
             return Some(DmaStopped { by: StoppedBy::BusMasterOff });
         }
         if fits(self.function.unmap_all(&self.ctx).await, "unmapping the device's memory") {
@@ -85,7 +88,7 @@ impl<F: Function> Controller<F> {
     /// Clears CC.EN; true when CSTS.RDY followed.
     async fn disable(&self) -> bool {
         let cap = Cap(self.function.read64(registers::CAP));
-        if Csts(self.function.read32(registers::CSTS)).gone() {
+        if self.absent() {
             self.inner.borrow_mut().raise(Fault::Gone);
             return false;
         }

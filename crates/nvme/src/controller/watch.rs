@@ -72,11 +72,16 @@ impl<F: Function> Controller<F> {
         self.tell_events().await;
     }
 
+    /// Whether nobody is behind the registers: they read as ones, or on some buses as zeros. That is no CSTS.RDY = 0.
+    pub(super) fn absent(&self) -> bool {
+        Csts(self.function.read32(registers::CSTS)).gone() || self.function.read32(registers::VS) == 0
+    }
+
     /// What the registers of an enabled controller say that is wrong with it.
-    pub(super) fn health(&self) -> Option<Fault> {
+    pub(crate) fn health(&self) -> Option<Fault> {
         let csts = Csts(self.function.read32(registers::CSTS));
         match () {
-            () if csts.gone() || self.function.read32(registers::VS) == 0 => Some(Fault::Gone),
+            () if self.absent() => Some(Fault::Gone),
             () if csts.fatal() => Some(Fault::Fatal),
             () if !csts.ready() => Some(Fault::Lost),
             () => None,

@@ -436,7 +436,11 @@ impl Function for Soft {
         Ok(())
     }
 
-    async fn reset(&self, _: &Ctx) -> io::Result<()> {
+    async fn reset(&self, ctx: &Ctx) -> io::Result<()> {
+        if self.0.removed.get().is_some() {
+            // As Linux does, for one that does not answer.
+            ctx.sleep(std::time::Duration::from_secs(60)).await;
+        }
         if self.0.removed.get().is_some() || self.0.percent(self.0.config.faults.reset_fails) {
             return Err(io::Error::other("the function does not reset"));
         }
