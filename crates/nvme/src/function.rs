@@ -48,4 +48,7 @@ pub trait Function: 'static {
     fn arm_interrupt(&self, ctx: &Ctx) -> impl Future<Output = io::Result<RawFd>>;
     /// Ends that.
     fn disarm_interrupt(&self, ctx: &Ctx) -> impl Future<Output = io::Result<()>>;
+    /// Gives the function up: when this ends its descriptors are closed, so that others may have it. Registers read all ones from
+    /// here on, and every call fails. It proves nothing: memory that the device may reach is not used again.
+    fn release(&self, ctx: &Ctx) -> impl Future<Output = ()>;
 }

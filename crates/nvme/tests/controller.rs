@@ -193,6 +193,7 @@ fn a_device_that_is_pulled_out_answers_everybody_and_its_memory_comes_back_only_
             assert_eq!(write, Err(IoError::Gone), "what comes later is told at once");
             let leaked = controller.counters().leaked;
             assert_eq!(leaked > 0, unmap_fails == 100);
+            assert!(soft.is_released(), "whoever takes it out waits for its descriptors, proof or not");
             drop((device, controller));
             let left = arena.stats().in_use;
             if unmap_fails == 100 { assert!(left > queues) } else { assert_eq!(left, 0) }
@@ -208,6 +209,7 @@ fn a_shutdown_is_announced_and_all_memory_comes_back() {
         device.write(0, data(&arena, 8192, 5), false).await.expect("a write");
         assert_eq!(soft.durable(0)[0], 0, "it is in the cache");
         controller.close().await.expect("it stops");
+        assert!(soft.is_released());
         assert_eq!(soft.durable(0)[0], 5, "the shutdown wrote the cache back");
         assert_eq!(device.read(0, filled(&arena, 4096, 0)).await.err(), Some(IoError::Gone));
         drop((device, controller));
@@ -449,6 +451,35 @@ fn a_controller_that_is_gone_or_failed_is_not_asked_for_its_health() {
             let begun = ctx.now();
             let error = controller.log_page::<Smart>().await.expect_err("nobody is there").to_string();
             assert!(error.contains("it is gone") && ctx.now() == begun, "{error}");
+        });
+    }
+}
+
+#[test]
+fn a_controller_that_is_given_up_is_let_go_and_may_be_closed_after_that() {
+    for unmap_fails in [0, 100] {
+        run(move |ctx, arena| async move {
+            // It never stops by itself, and comes back from no reset.
+            let faults = Faults {
+                disable_stuck: 100,
+                reset_fails: 100,
+                unmap_fails,
+                bus_master_stuck: unmap_fails,
+                ..Faults::default()
+            };
+            let (soft, controller) =
+                open(&ctx, &arena, SoftConfig { faults, ..SoftConfig::new(MIB) }).await.expect("it comes up");
+            assert!(!soft.is_released());
+            soft.fail();
+            ctx.sleep(Duration::from_secs(1)).await;
+            assert!(matches!(controller.life(), Life::Failed(_)), "{:?}", controller.life());
+            assert!(soft.is_released());
+            let closed = controller.close().await;
+            assert_eq!(closed.is_ok(), unmap_fails == 0, "{closed:?}");
+            assert_eq!(controller.life(), Life::Closed);
+            drop(controller);
+            assert_eq!(arena.stats().in_use > 0, unmap_fails == 100, "memory comes back with proof alone");
+            assert_eq!(soft.violations(), Vec::<String>::new());
         });
     }
 }

@@ -226,6 +226,7 @@ impl<F: Function> Controller<F> {
             Err(error) => {
                 let stopped = controller.stop_dma().await;
                 let _ = controller.set_stopped(stopped);
+                controller.function.release(ctx).await;
                 Err(error)
             }
         }

@@ -105,18 +105,25 @@ impl<F: Function> Controller<F> {
         while self.life() == Life::Starting || self.life() == Life::Ready && self.in_flight() > 0 {
             self.ctx.sleep(Duration::from_millis(1)).await;
         }
-        let usable = self.life() == Life::Ready;
-        if self.life() == Life::Closed {
-            return Ok(());
+        let life = std::mem::replace(&mut self.inner.borrow_mut().life, Life::Closed);
+        match life {
+            Life::Closed => return Ok(()),
+            // Given up before, with whatever proof there was.
+            Life::Failed(_) | Life::Gone => {
+                let stopped = self.inner.borrow_mut().stopped.take();
+                return self.set_stopped(stopped);
+            }
+            Life::Starting | Life::Ready => {}
         }
-        self.inner.borrow_mut().life = Life::Closed;
-        if usable {
-            self.shut_down().await;
-        }
+        self.detach_interrupt().await;
+        self.shut_down().await;
         let stopped = self.stop_dma().await;
-        self.set_stopped(stopped)
+        let closed = self.set_stopped(stopped);
+        self.function.release(&self.ctx).await;
+        closed
     }
 
+    /// Announces the end, and waits for the controller to have written back what its cache holds.
     async fn shut_down(&self) {
         let announced = Duration::from_micros(u64::from(self.inner.borrow().identity.shutdown_us));
         let (begun, time) = (self.ctx.now(), announced.max(self.limits.shutdown_time));

@@ -124,8 +124,12 @@ impl<F: Function> Controller<F> {
             self.detach_interrupt().await;
             self.note_loss();
             let stopped = self.stop_dma().await;
-            let Some(stopped) = self.settle(stopped) else { return };
+            let settled = self.settle(stopped);
             self.send_answers();
+            let Some(stopped) = settled else {
+                // Nobody will use it: whoever wants the device back, or takes it out, waits for its descriptors.
+                return self.function.release(&self.ctx).await;
+            };
             match self.bring_up(stopped).await {
                 Ok(()) if self.inner.borrow().fault.is_none() => {
                     self.inner.borrow_mut().life = Life::Ready;
@@ -236,6 +240,8 @@ impl<F: Function> Controller<F> {
         }
         match self.interrupt.get() {
             None if self.wants_interrupt.get() => match self.function.arm_interrupt(&self.ctx).await {
+                // Closed meanwhile: the descriptor is about to be closed, too.
+                Ok(_) if self.life() != Life::Ready => {}
                 Ok(fd) => {
                     self.interrupt.set(Some(fd));
                     self.inner.borrow_mut().counters.armed += 1;
@@ -249,7 +255,7 @@ impl<F: Function> Controller<F> {
         self.wants_interrupt.set(false);
     }
 
-    async fn detach_interrupt(&self) {
+    pub(super) async fn detach_interrupt(&self) {
         if self.interrupt.take().is_some() {
             let _ = self.function.disarm_interrupt(&self.ctx).await;
         }

@@ -58,6 +58,8 @@ pub(crate) struct State {
     bus_master: Cell<bool>,
     stuck: Cell<bool>,
     removed: Cell<Option<u32>>,
+    /// The driver holds it no more; what it was doing it may go on with.
+    released: Cell<bool>,
     /// Commands of an earlier one reach nothing any more.
     epoch: Cell<u64>,
     queues: RefCell<BTreeMap<u16, Queue>>,
@@ -132,6 +134,7 @@ impl Soft {
             bus_master: Cell::new(false),
             stuck: Cell::new(config.found == Found::Stuck),
             removed: Cell::new(removed),
+            released: Cell::new(false),
             epoch: Cell::new(0),
             queues: RefCell::default(),
             spaces: RefCell::new(spaces.collect()),
@@ -203,6 +206,11 @@ impl Soft {
         self.0.spaces.borrow()[index].durable.clone()
     }
 
+    /// Whether the driver has given it up.
+    pub fn is_released(&self) -> bool {
+        self.0.released.get()
+    }
+
     /// Whether the controller may reach memory.
     pub fn is_enabled(&self) -> bool {
         self.0.regs.borrow().cc & 1 != 0 && self.0.bus_master.get() && self.0.removed.get().is_none()
@@ -230,6 +238,11 @@ impl State {
 
     fn percent(&self, percent: u32) -> bool {
         percent > 0 && self.rng.borrow_mut().random_range(0..100) < percent
+    }
+
+    /// What its registers read as when it is not there for the driver.
+    fn absent(&self) -> Option<u32> {
+        self.removed.get().or(self.released.get().then_some(u32::MAX))
     }
 
     /// Commands that are under way end without a trace.
@@ -372,7 +385,7 @@ impl Function for Soft {
     }
 
     fn read32(&self, offset: usize) -> u32 {
-        if let Some(value) = self.0.removed.get() {
+        if let Some(value) = self.0.absent() {
             return value;
         }
         let regs = self.0.regs.borrow();
@@ -387,7 +400,7 @@ impl Function for Soft {
     }
 
     fn read64(&self, offset: usize) -> u64 {
-        match (self.0.removed.get(), offset) {
+        match (self.0.absent(), offset) {
             (Some(value), _) => u64::from(value) << 32 | u64::from(value),
             (None, registers::CAP) => self.0.cap(),
             _ => 0,
@@ -395,7 +408,7 @@ impl Function for Soft {
     }
 
     fn write32(&self, offset: usize, value: u32) {
-        if self.0.removed.get().is_some() {
+        if self.0.absent().is_some() {
             return;
         }
         match offset {
@@ -410,6 +423,9 @@ impl Function for Soft {
     }
 
     fn write64(&self, offset: usize, value: u64) {
+        if self.0.absent().is_some() {
+            return;
+        }
         if self.0.regs.borrow().cc & 1 == 1 {
             return self.0.violation(format!("register {offset:#x} written while enabled"));
         }
@@ -421,7 +437,7 @@ impl Function for Soft {
     }
 
     fn removed(&self) -> bool {
-        false
+        self.0.released.get()
     }
 
     async fn map(&self, _: &Ctx, arena: &Arena) -> io::Result<Iova> {
@@ -429,7 +445,7 @@ impl Function for Soft {
     }
 
     async fn unmap_all(&self, _: &Ctx) -> io::Result<()> {
-        if self.0.percent(self.0.config.faults.unmap_fails) {
+        if self.0.released.get() || self.0.percent(self.0.config.faults.unmap_fails) {
             return Err(io::Error::other("the IOMMU does not answer"));
         }
         self.0.dma.borrow_mut().clear();
@@ -441,7 +457,7 @@ impl Function for Soft {
             // As Linux does, for one that does not answer.
             ctx.sleep(std::time::Duration::from_secs(60)).await;
         }
-        if self.0.removed.get().is_some() || self.0.percent(self.0.config.faults.reset_fails) {
+        if self.0.absent().is_some() || self.0.percent(self.0.config.faults.reset_fails) {
             return Err(io::Error::other("the function does not reset"));
         }
         self.0.count(|c| c.resets += 1);
@@ -452,7 +468,7 @@ impl Function for Soft {
     }
 
     async fn set_bus_master(&self, _: &Ctx, on: bool) -> io::Result<()> {
-        if !on && (self.0.removed.get().is_some() || self.0.percent(self.0.config.faults.bus_master_stuck)) {
+        if !on && (self.0.absent().is_some() || self.0.percent(self.0.config.faults.bus_master_stuck)) {
             return Err(io::Error::other("the setting does not hold"));
         }
         self.0.bus_master.set(on);
@@ -465,5 +481,9 @@ impl Function for Soft {
 
     async fn disarm_interrupt(&self, _: &Ctx) -> io::Result<()> {
         Ok(())
+    }
+
+    async fn release(&self, _: &Ctx) {
+        self.0.released.set(true);
     }
 }

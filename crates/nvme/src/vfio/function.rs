@@ -46,7 +46,8 @@ struct Held {
 pub struct VfioFunction {
     name: String,
     ctx: Ctx,
-    held: Option<Held>,
+    /// None once it was given up.
+    held: RefCell<Option<Held>>,
     space: RefCell<IovaSpace>,
     removed: Cell<bool>,
 }
@@ -74,14 +75,25 @@ impl VfioFunction {
         Ok(VfioFunction {
             name: address.to_string(),
             ctx: ctx.clone(),
-            held: Some(held),
+            held: RefCell::new(Some(held)),
             space: RefCell::new(IovaSpace::new(&found.ranges)),
             removed: Cell::new(false),
         })
     }
 
-    fn held(&self) -> &Held {
-        self.held.as_ref().expect("given up only when this is dropped")
+    /// Something of what is held; `gone` once it was given up.
+    fn with<T>(&self, gone: T, of: impl FnOnce(&Held) -> T) -> T {
+        self.held.borrow().as_ref().map_or(gone, of)
+    }
+
+    fn handle(&self) -> io::Result<Arc<Handle>> {
+        self.with(Err(given_up()), |held| Ok(held.handle.clone()))
+    }
+
+    /// A range is nobody's any more.
+    fn unmapped(&self, iova: u64, len: u64) {
+        self.with((), |held| held.mapped.borrow_mut().retain(|(at, ..)| *at != iova));
+        self.space.borrow_mut().give(iova, len);
     }
 
     /// Runs a call on the control thread.
@@ -90,9 +102,13 @@ impl VfioFunction {
         ctx: &Ctx,
         call: impl FnOnce(&Handle) -> Result<T, VfioError> + Send + 'static,
     ) -> io::Result<T> {
-        let handle = self.held().handle.clone();
+        let handle = self.handle()?;
         ctx.blocking(move || call(&handle)).await.map_err(io::Error::other)
     }
+}
+
+fn given_up() -> io::Error {
+    io::Error::new(io::ErrorKind::NotConnected, "it was given up")
 }
 
 fn take(address: PciAddress, memory: u64) -> Result<(Held, Description), VfioError> {
@@ -121,28 +137,27 @@ impl Function for VfioFunction {
     }
 
     fn bar_len(&self) -> usize {
-        self.held().bar.len()
+        self.with(0, |held| held.bar.len())
     }
 
     fn read32(&self, offset: usize) -> u32 {
-        self.held().bar.read32(offset)
+        self.with(u32::MAX, |held| held.bar.read32(offset))
     }
 
     fn read64(&self, offset: usize) -> u64 {
-        self.held().bar.read64(offset)
+        self.with(u64::MAX, |held| held.bar.read64(offset))
     }
 
     fn write32(&self, offset: usize, value: u32) {
-        self.held().bar.write32(offset, value);
+        self.with((), |held| held.bar.write32(offset, value));
     }
 
     fn write64(&self, offset: usize, value: u64) {
-        self.held().bar.write64(offset, value);
+        self.with((), |held| held.bar.write64(offset, value));
     }
 
     fn removed(&self) -> bool {
-        let held = self.held();
-        if !self.removed.get() && (held.bar.lost() || held.notice.read().is_ok()) {
+        if !self.removed.get() && self.with(true, |held| held.bar.lost() || held.notice.read().is_ok()) {
             self.removed.set(true);
         }
         self.removed.get()
@@ -151,11 +166,11 @@ impl Function for VfioFunction {
     async fn map(&self, ctx: &Ctx, arena: &Arena) -> io::Result<Iova> {
         let (base, len) = arena.region();
         let (base, len) = (base as usize, len as u64);
-        let address = self.held().handle.address();
+        let address = self.handle()?.address();
         let iova = self.space.borrow_mut().take(len, ALIGN);
         let iova = iova.ok_or_else(|| io::Error::other(VfioError::NoAddresses { address, len }))?;
         // Held from before the device may reach it, whatever becomes of the caller.
-        self.held().mapped.borrow_mut().push((iova, len, arena.clone()));
+        self.with((), |held| held.mapped.borrow_mut().push((iova, len, arena.clone())));
         let mapped = self
             .call(ctx, move |handle| {
                 // SAFETY: `mapped` keeps the arena until `unmap` has succeeded or the handle has ended; its bytes belong to
@@ -167,21 +182,17 @@ impl Function for VfioFunction {
             })
             .await;
         if mapped.is_err() {
-            self.held().mapped.borrow_mut().retain(|(at, ..)| *at != iova);
-            self.space.borrow_mut().give(iova, len);
+            self.unmapped(iova, len);
         }
         mapped.map(|()| Iova(iova))
     }
 
     async fn unmap_all(&self, ctx: &Ctx) -> io::Result<()> {
         loop {
-            let Some((iova, len)) = self.held().mapped.borrow().last().map(|(iova, len, _)| (*iova, *len))
-            else {
-                return Ok(());
-            };
+            let last = |held: &Held| held.mapped.borrow().last().map(|(iova, len, _)| (*iova, *len));
+            let Some((iova, len)) = self.with(Err(given_up()), |held| Ok(last(held)))? else { return Ok(()) };
             self.call(ctx, move |handle| handle.unmap(iova, len)).await?;
-            self.held().mapped.borrow_mut().retain(|(at, ..)| *at != iova);
-            self.space.borrow_mut().give(iova, len);
+            self.unmapped(iova, len);
         }
     }
 
@@ -197,7 +208,7 @@ impl Function for VfioFunction {
     }
 
     async fn arm_interrupt(&self, ctx: &Ctx) -> io::Result<RawFd> {
-        let event = self.held().interrupt.clone();
+        let event = self.with(Err(given_up()), |held| Ok(held.interrupt.clone()))?;
         let fd = event.as_raw_fd();
         self.call(ctx, move |handle| {
             let _ = event.read(); // What came before is not news.
@@ -210,20 +221,31 @@ impl Function for VfioFunction {
     async fn disarm_interrupt(&self, ctx: &Ctx) -> io::Result<()> {
         self.call(ctx, |handle| handle.set_vector(0, None)).await
     }
+
+    async fn release(&self, ctx: &Ctx) {
+        let held = self.held.borrow_mut().take();
+        if let Some(held) = held {
+            ctx.blocking(move || held.close()).await;
+        }
+    }
+}
+
+impl Held {
+    /// Closing resets the device, and waits for it. The registers go first: while they are mapped the device stays open. The
+    /// memory goes last.
+    fn close(self) {
+        let Held { bar, handle, interrupt, notice, mapped } = self;
+        drop(bar);
+        drop(handle);
+        drop((interrupt, notice, mapped));
+    }
 }
 
 impl Drop for VfioFunction {
-    /// Closing resets the device, and waits for it: on the control thread, or here when the reactor ends with this.
+    /// On the control thread, or here when the reactor ends with this.
     fn drop(&mut self) {
-        let Some(Held { bar, handle, interrupt, notice, mapped }) = self.held.take() else { return };
-        let mapped = mapped.into_inner();
+        let Some(held) = self.held.take() else { return };
         let ctx = self.ctx.clone();
-        let close = move || {
-            // The registers first: while they are mapped the device stays open. The memory last.
-            drop(bar);
-            drop(handle);
-            drop((interrupt, notice, mapped));
-        };
-        drop(self.ctx.spawn(async move { ctx.blocking(close).await }));
+        drop(self.ctx.spawn(async move { ctx.blocking(move || held.close()).await }));
     }
 }

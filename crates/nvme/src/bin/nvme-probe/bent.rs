@@ -82,4 +82,8 @@ impl Function for Bent {
     async fn disarm_interrupt(&self, ctx: &Ctx) -> io::Result<()> {
         self.function.disarm_interrupt(ctx).await
     }
+
+    async fn release(&self, ctx: &Ctx) {
+        self.function.release(ctx).await;
+    }
 }

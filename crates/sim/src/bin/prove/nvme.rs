@@ -301,6 +301,7 @@ async fn drive(ctx: Ctx, arena: Arena, seed: u64) -> Result<Counts, String> {
     drop((tasks, controller));
     // Whoever looks after the controller may wait for an answer still.
     ctx.sleep(Duration::from_millis(100)).await;
+    check(soft.is_released(), || "its descriptors are open still".into())?;
     let (saw_, asked) = (soft.counters(), &tally);
     check(saw_.flushes <= asked.flushes.get(), || {
         format!("{} flushes were asked for, the controller got {}", asked.flushes.get(), saw_.flushes)
