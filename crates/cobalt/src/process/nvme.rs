@@ -9,7 +9,7 @@ use cobalt_bdev::{Device, DeviceKind, DeviceUri, NvmeName, OpenMode};
 use cobalt_dma::Arena;
 use cobalt_nvme::spec::log::Smart;
 use cobalt_nvme::vfio::host::controllers;
-use cobalt_nvme::vfio::{PciAddress, VfioFunction, Wait};
+use cobalt_nvme::vfio::{PciAddress, VfioError, VfioFunction, Wait};
 use cobalt_nvme::{Controller, Life, Limits};
 use cobalt_reactor::Ctx;
 use cobalt_reactor::sync::Semaphore;
@@ -17,8 +17,19 @@ use futures::future::join_all;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 type Open = Rc<Controller<VfioFunction>>;
+
+/// Pause before those that others hold are asked again.
+const HELD_PAUSE: Duration = Duration::from_millis(200);
+
+/// Why a controller cannot be had.
+struct Refused {
+    why: String,
+    /// Another process has it, and may let go of it.
+    held: bool,
+}
 
 /// What a reactor's thread drives.
 struct Controllers {
@@ -48,7 +59,7 @@ pub async fn open(
     let controller = match name {
         NvmeName::Address(text) => {
             let address = text.parse().map_err(|e| with_sources(&e))?;
-            controllers.at(ctx, arenas, address, mode).await?
+            controllers.at(ctx, arenas, address, mode).await.map_err(|refused| refused.why)?
         }
         NvmeName::Serial(serial) => controllers.of_serial(ctx, arenas, serial, mode).await?,
     };
@@ -149,20 +160,24 @@ impl Controllers {
         arenas: &[Arena],
         address: PciAddress,
         mode: OpenMode,
-    ) -> Result<Open, String> {
+    ) -> Result<Open, Refused> {
         if let Some(open) = self.open.borrow().get(&address) {
             return Ok(open.clone());
         }
         let memory = arenas.iter().map(|arena| arena.region().1 as u64).sum();
         let wait = Wait { time: mode.lock_wait, refuse_living: mode.refuse_living };
-        let function = VfioFunction::open(ctx, address, memory, wait).await.map_err(|e| with_sources(&e))?;
+        let function = VfioFunction::open(ctx, address, memory, wait).await.map_err(|error| Refused {
+            held: matches!(error, VfioError::Held { known, .. } if !(known && mode.refuse_living)),
+            why: with_sources(&error),
+        })?;
         let opened = Controller::open(ctx, function, arenas, Limits::default()).await;
-        let controller = opened.map_err(|e| with_sources(&e))?;
+        let controller = opened.map_err(|error| Refused { held: false, why: with_sources(&error) })?;
         self.open.borrow_mut().insert(address, controller.clone());
         Ok(controller)
     }
 
-    /// The controller with a serial number: known from when it was given away, or else each is asked.
+    /// The controller with a serial number: known from when it was given away, or else each is asked. Those that others hold
+    /// are most likely theirs: nobody is waited for before all were asked, and then for all of them together.
     async fn of_serial(
         &self,
         ctx: &Ctx,
@@ -172,30 +187,38 @@ impl Controllers {
     ) -> Result<Open, String> {
         let known = State::load().unwrap_or_default();
         let told = |address: &PciAddress| known.devices.get(&address.to_string()).map(|d| d.serial.clone());
+        let another = |address: &PciAddress| told(address).is_some_and(|t| !t.is_empty() && t != serial);
         let given = controllers().into_iter().filter(|f| f.driver.as_deref() == Some("vfio-pci"));
-        let mut candidates: Vec<PciAddress> = given.map(|f| f.address).collect();
+        let mut candidates: Vec<PciAddress> = given.map(|f| f.address).filter(|a| !another(a)).collect();
         candidates.sort_by_key(|address| told(address).as_deref() != Some(serial));
-        let mut closed = Vec::new();
-        for address in candidates {
-            if told(&address).is_some_and(|other| !other.is_empty() && other != serial) {
-                continue;
-            }
-            let there = self.open.borrow().contains_key(&address);
-            match self.at(ctx, arenas, address, mode).await {
-                Ok(controller) if controller.identity().serial == serial => return Ok(controller),
-                Ok(controller) if !there => {
-                    self.open.borrow_mut().remove(&address);
-                    let _ = controller.close().await;
+        let (until, at_once) = (ctx.now() + mode.lock_wait, OpenMode { lock_wait: Duration::ZERO, ..mode });
+        let mut refused = Vec::new();
+        loop {
+            let mut held = Vec::new();
+            for address in candidates {
+                let there = self.open.borrow().contains_key(&address);
+                match self.at(ctx, arenas, address, at_once).await {
+                    Ok(controller) if controller.identity().serial == serial => return Ok(controller),
+                    Ok(controller) if !there => {
+                        self.open.borrow_mut().remove(&address);
+                        let _ = controller.close().await;
+                    }
+                    Ok(_) => {}
+                    Err(error) if error.held && ctx.now() < until => held.push(address),
+                    Err(error) => refused.push(error.why),
                 }
-                Ok(_) => {}
-                Err(why) => closed.push(why),
             }
+            if held.is_empty() {
+                break;
+            }
+            candidates = held;
+            ctx.sleep(HELD_PAUSE).await;
         }
         let mut text = format!(
             "no controller with the serial number {serial} is given to vfio-pci: `cobalt device list` shows those of this host"
         );
-        if !closed.is_empty() {
-            text = format!("{text}; not asked: {}", closed.join("; "));
+        if !refused.is_empty() {
+            text = format!("{text}; not asked: {}", refused.join("; "));
         }
         Err(text)
     }
