@@ -95,18 +95,36 @@ impl<F: Function> Controller<F> {
         }
     }
 
-    /// Runs an admin command that fills the controller's page, and copies that.
-    pub(crate) async fn admin_page(
+    /// Runs an admin command of a bring-up that fills the controller's page, and copies that.
+    async fn admin_page(&self, name: &'static str, command: Command) -> Result<Vec<u8>, NvmeError> {
+        let page = self.page.acquire(1).await;
+        self.fill_page(name, command, page).await
+    }
+
+    /// The same of a controller in use. One that is being reset has its page for itself: a command that hangs here would keep it
+    /// from whoever resets.
+    async fn admin_page_in_use(&self, name: &'static str, command: Command) -> Result<Vec<u8>, NvmeError> {
+        let ready = || match self.life() {
+            Life::Ready => Ok(()),
+            life => Err(self.unfit(format!("it cannot be asked: it is {life}"))),
+        };
+        ready()?;
+        let page = self.page.acquire(1).await;
+        ready()?;
+        self.fill_page(name, command, page).await
+    }
+
+    async fn fill_page(
         &self,
         name: &'static str,
         mut command: Command,
+        page: Permit,
     ) -> Result<Vec<u8>, NvmeError> {
-        let page = self.page.acquire(1).await;
-        // A reset without a proof takes the queues away at any time.
-        let kept = || self.unfit("it cannot be stopped: its memory is not used again");
+        // Without a proof that it has stopped, its queues and this page are given up.
+        let given_up = || self.unfit("it cannot be stopped");
         {
             let inner = self.inner.borrow();
-            let queues = inner.queues.as_ref().ok_or_else(kept)?;
+            let queues = inner.queues.as_ref().ok_or_else(given_up)?;
             // What the device does not fill reads as zero.
             for at in (0..PAGE).step_by(8) {
                 queues.page.write64(at, 0);
@@ -115,7 +133,7 @@ impl<F: Function> Controller<F> {
         }
         let _page = self.run(name, command, Some(page)).await?;
         let inner = self.inner.borrow();
-        let queues = inner.queues.as_ref().ok_or_else(kept)?;
+        let queues = inner.queues.as_ref().ok_or_else(given_up)?;
         Ok((0..PAGE).step_by(4).flat_map(|at| queues.page.read32(at).to_le_bytes()).collect())
     }
 
@@ -156,14 +174,10 @@ impl<F: Function> Controller<F> {
     /// # Errors
     /// The controller is not in use, the command failed, or [`NvmeError::Malformed`].
     pub async fn log_page<L: LogPage>(&self) -> Result<L, NvmeError> {
-        match self.life() {
-            Life::Ready => {}
-            life => return Err(self.unfit(format!("it cannot be asked: it is {life}"))),
-        }
         let mut command = Command::new(admin::GET_LOG_PAGE, u32::MAX);
         let words = (size_of::<L>() / 4 - 1) as u32; // NUMDL counts from zero.
         command.cdw10 = (words << 16 | u32::from(L::ID)).into();
-        let page = self.admin_page("Get Log Page", command).await?;
+        let page = self.admin_page_in_use("Get Log Page", command).await?;
         let malformed = |why| NvmeError::Malformed { controller: self.name(), page: L::NAME, why };
         let (page, _) = L::read_from_prefix(&page).map_err(|_| malformed("it is cut off".to_owned()))?;
         page.check().map_err(malformed)?;
@@ -175,7 +189,7 @@ impl<F: Function> Controller<F> {
         const WORDS: u32 = 16;
         let mut command = Command::new(admin::GET_LOG_PAGE, u32::MAX);
         command.cdw10 = ((WORDS - 1) << 16 | page).into();
-        self.admin_page("Get Log Page, of an event", command).await.map(drop)
+        self.admin_page_in_use("Get Log Page, of an event", command).await.map(drop)
     }
 
     /// Asks to be told of what happens. Answers are awaited by [`AdminWork::AsyncEvent`].

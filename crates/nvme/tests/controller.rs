@@ -3,6 +3,7 @@
 use cobalt_bdev::{Device, IoError, WriteData};
 use cobalt_dma::{Arena, ArenaConfig};
 use cobalt_nvme::soft::{Faults, Found, Soft, SoftConfig, SoftNamespace};
+use cobalt_nvme::spec::admin;
 use cobalt_nvme::spec::log::{self, ErrorEntry, Firmware, Smart};
 use cobalt_nvme::{Controller, Life, Limits, NvmeError};
 use cobalt_reactor::{Ctx, Park, Poller, Reactor};
@@ -482,4 +483,73 @@ fn a_controller_that_is_given_up_is_let_go_and_may_be_closed_after_that() {
             assert_eq!(soft.violations(), Vec::<String>::new());
         });
     }
+}
+
+/// Found by `prove nvme`: who looks after the controller waited for its page, which a hung command had, and nobody reset it.
+#[test]
+fn a_health_page_that_never_comes_does_not_keep_events_or_commands_waiting() {
+    run(|ctx, arena| async move {
+        let (soft, controller) = open(&ctx, &arena, SoftConfig::new(MIB)).await.expect("it comes up");
+        let device = device(&controller, 1);
+        ctx.sleep(Duration::from_millis(10)).await;
+        soft.hang_next(admin::GET_LOG_PAGE);
+        let asks = controller.clone();
+        let asked = ctx.spawn(async move { asks.log_page::<Smart>().await.map(drop) });
+        ctx.sleep(Duration::from_millis(1)).await;
+        soft.raise_event(1, 2);
+        device.write(0, data(&arena, 4096, 1), false).await.expect("a write");
+        assert!(asked.await.is_err());
+        ctx.sleep(Duration::from_millis(100)).await;
+        assert_eq!((controller.life(), controller.counters().resets), (Life::Ready, 1));
+        assert_eq!(controller.log_page::<Smart>().await.expect("it answers again").spare, 100);
+        assert!(holds(&device, &arena, 0, 4096, 1).await);
+    });
+}
+
+#[test]
+fn an_admin_command_that_hangs_is_the_controllers_end_or_a_reset_and_never_a_wait_without_one() {
+    for opcode in
+        [admin::IDENTIFY, admin::SET_FEATURES, admin::GET_FEATURES, admin::CREATE_IO_CQ, admin::CREATE_IO_SQ]
+    {
+        run(move |ctx, arena| async move {
+            // At the first time: it does not come up, and its memory comes back.
+            let soft = Soft::new(&ctx, SoftConfig::new(MIB), 7);
+            soft.hang_next(opcode);
+            let arenas = std::slice::from_ref(&arena);
+            let refused = Controller::open(&ctx, soft.clone(), arenas, Limits::tiny()).await;
+            assert!(matches!(refused.err(), Some(NvmeError::TimedOut { .. })), "{opcode:#x}");
+            assert_eq!((arena.stats().in_use, soft.is_released()), (0, true));
+            // In a reset: the next one succeeds.
+            let (soft, controller) = open(&ctx, &arena, SoftConfig::new(MIB)).await.expect("it comes up");
+            soft.hang_next(opcode);
+            soft.fail();
+            ctx.sleep(Duration::from_millis(200)).await;
+            assert_eq!((controller.life(), controller.counters().resets), (Life::Ready, 2), "{opcode:#x}");
+            assert_eq!(soft.violations(), Vec::<String>::new());
+        });
+    }
+}
+
+/// Found by `prove nvme`: a question that came in the middle of a reset hung, and the reset waited for the page that it had.
+#[test]
+fn a_question_during_a_reset_is_refused_and_does_not_keep_it_waiting() {
+    run(|ctx, arena| async move {
+        let (soft, controller) = open(&ctx, &arena, SoftConfig::new(MIB)).await.expect("it comes up");
+        soft.fail();
+        soft.hang_next(admin::GET_LOG_PAGE);
+        let (asks, within) = (controller.clone(), ctx.clone());
+        let asked = ctx.spawn(async move {
+            let mut errors = 0;
+            for _ in 0..2000 {
+                errors += u32::from(asks.log_page::<Smart>().await.is_err());
+                within.sleep(Duration::from_micros(20)).await;
+            }
+            errors
+        });
+        let errors = asked.await;
+        assert!(errors > 1, "it was asked during the reset: {errors}");
+        ctx.sleep(Duration::from_millis(100)).await;
+        assert_eq!(controller.life(), Life::Ready);
+        assert_eq!(controller.log_page::<Smart>().await.expect("it answers again").spare, 100);
+    });
 }

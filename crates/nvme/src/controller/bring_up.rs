@@ -13,7 +13,7 @@ use crate::request::Slot;
 use crate::spec::command::feature;
 use crate::spec::identify::{IdentifyController, IdentifyNamespace, cns, text};
 use crate::spec::registers::{self, Cap, Csts, cc};
-use crate::spec::{Command, admin as opcode};
+use crate::spec::{Command, Status, admin as opcode};
 use cobalt_dma::Arena;
 use std::io;
 use std::time::Duration;
@@ -177,9 +177,8 @@ impl<F: Function> Controller<F> {
     }
 
     async fn make_queues(&self, shadow: bool) -> Result<(), NvmeError> {
-        let granted =
-            self.set_feature("Set Features, number of queues", feature::NUMBER_OF_QUEUES, 0).await?;
-        let _ = granted; // Counted from zero, for each kind: at least one pair, or the command fails.
+        // One pair: counted from zero. A controller grants at least that or fails the command, so its answer tells nothing.
+        self.set_feature("Set Features, number of queues", feature::NUMBER_OF_QUEUES, 0).await?;
         let pages = {
             let inner = self.inner.borrow();
             let queues = inner.queues.as_ref().expect("queues exist from the first bring-up on");
@@ -225,8 +224,9 @@ impl<F: Function> Controller<F> {
                 self.identify_data("Identify, namespace descriptors", cns::NAMESPACE_DESCRIPTORS, nsid).await;
             let descriptors = match descriptors {
                 Ok(page) => page,
-                // Controllers before version 1.3 have none, and no command set but NVM.
-                Err(NvmeError::Command { .. }) => Vec::new(),
+                // Controllers before version 1.3 have none, and no command set but NVM. Whatever else fails, a namespace of
+                // another command set must not be taken for one of NVM.
+                Err(NvmeError::Command { status, .. }) if status.is(Status::INVALID_FIELD) => Vec::new(),
                 Err(error) => return Err(error),
             };
             namespaces.push(Namespace::new(nsid, controller, &data, &descriptors));

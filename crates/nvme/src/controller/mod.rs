@@ -167,6 +167,8 @@ pub struct Controller<F: Function> {
     interrupt: Cell<Option<RawFd>>,
     wants_interrupt: Cell<bool>,
     parked: Cell<bool>,
+    /// A task tells what the controller has reported.
+    telling: Cell<bool>,
 }
 
 impl<F: Function> Controller<F> {
@@ -202,6 +204,7 @@ impl<F: Function> Controller<F> {
             interrupt: Cell::new(None),
             wants_interrupt: Cell::new(false),
             parked: Cell::new(false),
+            telling: Cell::new(false),
         }
     }
 
@@ -317,7 +320,7 @@ impl<F: Function> Controller<F> {
         if !inner.enabled || inner.fault.is_some() {
             return false;
         }
-        let before = inner.counters;
+        let (before, events) = (inner.counters, inner.events.len());
         let mut any = false;
         let mut answers = self.answers.borrow_mut();
         while let Some(completion) = inner.queues.as_mut().and_then(|queues| queues.io.pop()) {
@@ -341,7 +344,7 @@ impl<F: Function> Controller<F> {
                 break;
             }
         }
-        if inner.fault.is_some() || !inner.events.is_empty() || inner.counters.retries != before.retries {
+        if inner.fault.is_some() || inner.events.len() > events || inner.counters.retries != before.retries {
             self.news.notify_all();
         }
         if inner.fault.is_none() {
@@ -545,10 +548,6 @@ impl Inner {
 
     /// Answers a request of which no command is out.
     pub fn answer(&mut self, key: usize, answers: &mut Vec<Answer>) {
-        // One that failed half-way may still stand in the queue for its other parts.
-        if self.requests[key].error.is_some() {
-            self.ready.retain(|waiting| *waiting != key);
-        }
         let Request { io: Io { op, done }, error, .. } = self.requests.remove(key);
         // One that failed may have parts that were never issued; only the first of the line is begun.
         if self.ready.front() == Some(&key) {
@@ -570,7 +569,9 @@ impl Inner {
     fn complete_admin(&mut self, completion: &Completion, answers: &mut Vec<Answer>) {
         let index = usize::from(completion.cid.get() & 0xff);
         let generation = (completion.cid.get() >> 8) as u8;
-        let slot = self.admin_slots.get_mut(index).filter(|slot| slot.generation == generation);
+        let entries = self.queues.as_ref().map_or(0, |q| q.admin.entries());
+        let placed = completion.sq_id.get() == 0 && u32::from(completion.sq_head.get()) < entries;
+        let slot = self.admin_slots.get_mut(index).filter(|slot| placed && slot.generation == generation);
         match slot.and_then(|slot| slot.work.take()) {
             Some(AdminWork::Answer(answer, page)) => answer.send((*completion, page)),
             // Whether it says aborted or not: the command's own completion tells how that ended.

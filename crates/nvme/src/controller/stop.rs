@@ -1,6 +1,7 @@
 //! The proof that the device reaches memory no more (I7), and the way down.
 
 use super::{Controller, Fault, Life};
+use crate::admin;
 use crate::error::NvmeError;
 use crate::function::Function;
 use crate::spec::registers::{self, Cap, Csts, cc};
@@ -144,6 +145,7 @@ impl<F: Function> Controller<F> {
     /// Keeps the proof; without one all memory is kept for ever.
     pub(super) fn set_stopped(&self, stopped: Option<DmaStopped>) -> Result<(), NvmeError> {
         let mut inner = self.inner.borrow_mut();
+        inner.admin_slots = admin::slots(); // Who waits hears that nobody answers.
         let kept = inner.queues.is_none(); // A reset had no proof, and gave all memory up.
         if stopped.is_none() {
             inner.leak();

@@ -28,6 +28,14 @@ pub(super) async fn watch<F: Function>(controller: Weak<Controller<F>>, news: Rc
             return;
         }
         held.look().await;
+        if held.has_news_of_its_own() && !held.telling.replace(true) {
+            // Apart from this: a log page that does not come is one of the things that are looked after here.
+            let telling = held.clone();
+            held.ctx.spawn(async move {
+                telling.tell_events().await;
+                telling.telling.set(false);
+            });
+        }
         let (ctx, pause) = (held.ctx.clone(), held.pause());
         drop(held);
         let _ = ctx.timeout(pause, news.notified()).await;
@@ -69,7 +77,11 @@ impl<F: Function> Controller<F> {
         }
         self.send_answers();
         self.tend_interrupt().await;
-        self.tell_events().await;
+    }
+
+    /// Whether events wait to be told.
+    fn has_news_of_its_own(&self) -> bool {
+        !self.inner.borrow().events.is_empty()
     }
 
     /// Whether nobody is behind the registers: they read as ones, or on some buses as zeros. That is no CSTS.RDY = 0.
@@ -175,6 +187,8 @@ impl<F: Function> Controller<F> {
             resets,
             "the controller is reset"
         );
+        // Nobody is answered any more. Where the device may still write the page of a command, that is given up below.
+        inner.admin_slots = admin::slots();
         let Some(stopped) = stopped else {
             inner.life = if gone { Life::Gone } else { Life::Failed("it cannot be stopped".into()) };
             inner.leak();
@@ -182,7 +196,6 @@ impl<F: Function> Controller<F> {
         };
         let unclean = matches!(fault, Fault::Fatal | Fault::Lost) || stopped.by == StoppedBy::FunctionReset;
         inner.cache_doubt |= unclean && inner.has_unflushed();
-        inner.admin_slots = admin::slots();
         self.take_back(inner, fault);
         if !gone && inner.resets_in_row <= self.limits.resets && stopped.by.can_go_on() {
             return Some(stopped);

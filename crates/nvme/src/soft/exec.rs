@@ -1,18 +1,16 @@
-//! How the software controller fetches commands, does them, and completes them: rightly, or as its faults say.
+//! How the software controller fetches commands, does those of its namespaces, and completes them: rightly, or as its faults say.
 
 use super::{Queue, Space, State};
-use crate::spec::command::{DEALLOCATE, DsmRange, FUA, feature};
-use crate::spec::identify::{IdentifyController, IdentifyNamespace, cns};
-use crate::spec::log::{self, Firmware, Smart};
-use crate::spec::{Command, Completion, Status, admin, nvm};
+use crate::spec::command::{DEALLOCATE, DsmRange, FUA};
+use crate::spec::{Command, Completion, Status, nvm};
 use rand::Rng;
 use std::rc::Rc;
 use std::time::Duration;
-use zerocopy::{FromBytes, FromZeros, IntoBytes};
+use zerocopy::{FromBytes, IntoBytes};
 
-const PAGE: u64 = 4096;
+pub(super) const PAGE: u64 = 4096;
 /// What a hung read may leave in its memory.
-const GARBAGE: u8 = 0xee;
+pub(super) const GARBAGE: u8 = 0xee;
 
 /// What becomes of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,11 +59,11 @@ impl State {
             if command.flags != 0 || command.metadata.get() != 0 {
                 self.violation(format!("reserved fields are set: {command:?}"));
             }
-            if id == 0 { self.do_admin(command) } else { self.start(id, command) }
+            if id == 0 { self.start_admin(command) } else { self.start(id, command) }
         }
     }
 
-    fn reach(&self, reached: bool) {
+    pub(super) fn reach(&self, reached: bool) {
         if !reached {
             self.count(|c| c.blocked += 1);
         }
@@ -115,14 +113,28 @@ impl State {
         });
     }
 
+    /// An error, half of them not to be retried.
+    pub(super) fn any_status(&self) -> Status {
+        let mut rng = self.rng.borrow_mut();
+        let (kind, code) = (rng.random_range(0..8), rng.random_range(0..=255));
+        let status = Status::of(kind, if kind == 0 { code.max(1) } else { code });
+        if rng.random() { status.dnr() } else { status }
+    }
+
+    /// An identifier that is nobody's: another command's completion could not be told from the right one.
+    pub(super) fn wrong_cid(&self, id: u16, cid: u16) -> u16 {
+        let mut wrong = cid ^ 1 << self.rng.borrow_mut().random_range(0..16);
+        while self.outstanding.borrow().contains(&(id, wrong)) {
+            wrong = wrong.wrapping_add(1);
+        }
+        wrong
+    }
+
     fn fate(&self, command: &Command) -> Fate {
         let faults = &self.config.faults;
         let durable = command.opcode == nvm::FLUSH || command.cdw12.get() & FUA != 0;
         if self.chance(faults.status) || durable && self.chance(faults.durable) {
-            let mut rng = self.rng.borrow_mut();
-            let (kind, code) = (rng.random_range(0..8), rng.random_range(0..=255));
-            let status = Status::of(kind, if kind == 0 { code.max(1) } else { code });
-            return Fate::Status(if rng.random() { status.dnr() } else { status });
+            return Fate::Status(self.any_status());
         }
         for (chance, fate) in [
             (faults.hang, Fate::Hang),
@@ -174,12 +186,7 @@ impl State {
             }
             Fate::WrongCid => {
                 self.count(|c| c.illegal += 1);
-                let mut wrong = cid ^ 1 << self.rng.borrow_mut().random_range(0..16);
-                // Another command's completion cannot be told from the right one.
-                while self.outstanding.borrow().contains(&(id, wrong)) {
-                    wrong = wrong.wrapping_add(1);
-                }
-                self.post(id, wrong, id, None, Status::SUCCESS, 0);
+                self.post(id, self.wrong_cid(id, cid), id, None, Status::SUCCESS, 0);
             }
             Fate::WrongQueue => {
                 self.count(|c| c.illegal += 1);
@@ -219,7 +226,7 @@ impl State {
     }
 
     /// Does something in so many microseconds, unless the controller is stopped before.
-    fn later(self: &Rc<Self>, micros: u64, work: impl FnOnce(&Rc<State>) + 'static) {
+    pub(super) fn later(self: &Rc<Self>, micros: u64, work: impl FnOnce(&Rc<State>) + 'static) {
         let (state, epoch) = (self.clone(), self.epoch.get());
         self.ctx.spawn(async move {
             state.ctx.sleep(Duration::from_micros(micros)).await;
@@ -229,13 +236,21 @@ impl State {
         });
     }
 
-    fn complete(self: &Rc<Self>, id: u16, cid: u16, status: Status, result: u32) {
+    pub(super) fn complete(self: &Rc<Self>, id: u16, cid: u16, status: Status, result: u32) {
         self.outstanding.borrow_mut().remove(&(id, cid));
         self.post(id, cid, id, None, status, result);
     }
 
     /// Writes a completion.
-    fn post(self: &Rc<Self>, id: u16, cid: u16, sq_id: u16, head: Option<u16>, status: Status, result: u32) {
+    pub(super) fn post(
+        self: &Rc<Self>,
+        id: u16,
+        cid: u16,
+        sq_id: u16,
+        head: Option<u16>,
+        status: Status,
+        result: u32,
+    ) {
         let mut queues = self.queues.borrow_mut();
         let Some(queue) = queues.get_mut(&id) else { return };
         if !self.bus_master.get() || (queue.cq_tail + 1) % queue.cq_entries == self.cq_head(id, queue) {
@@ -357,141 +372,6 @@ impl State {
                 Status::SUCCESS
             }
             _ => Status::of(0, 0x01).dnr(),
-        }
-    }
-
-    fn do_admin(self: &Rc<Self>, command: Command) {
-        let cid = command.cid.get();
-        let (mut status, mut result) = (Status::SUCCESS, 0);
-        match command.opcode {
-            admin::IDENTIFY => match self.identify(&command) {
-                Some(page) => self.reach(self.dma.borrow().write(command.prp1.get(), &page)),
-                None => status = Status::INVALID_FIELD,
-            },
-            admin::SET_FEATURES | admin::GET_FEATURES => match command.cdw10.get() & 0xff {
-                feature::VOLATILE_WRITE_CACHE => result = u32::from(self.config.volatile_cache),
-                feature::NUMBER_OF_QUEUES | feature::ASYNC_EVENT_CONFIG => {}
-                _ => status = Status::INVALID_FIELD,
-            },
-            admin::GET_LOG_PAGE => {
-                self.pages_read.borrow_mut().push(command.cdw10.get() as u8);
-                let len = ((command.cdw10.get() >> 16) as usize + 1) * 4;
-                let mut page = self.log_page(command.cdw10.get() as u8);
-                page.resize(len, 0);
-                self.reach(self.dma.borrow().write(command.prp1.get(), &page));
-            }
-            admin::DOORBELL_BUFFER_CONFIG if self.config.shadow_doorbells => {
-                self.shadow.set(Some((command.prp1.get(), command.prp2.get())));
-            }
-            admin::CREATE_IO_CQ | admin::CREATE_IO_SQ => status = self.create(&command),
-            admin::ASYNC_EVENT if self.config.faults.events_refused => status = Status::of(1, 0x05),
-            admin::ASYNC_EVENT => return self.events.borrow_mut().push(cid),
-            admin::ABORT => {
-                result = u32::from(!self.abort(&command));
-            }
-            _ => status = Status::of(0, 0x01).dnr(),
-        }
-        match self.config.latency {
-            None => self.complete(0, cid, status, result),
-            Some(_) => self.later(20, move |state| state.complete(0, cid, status, result)),
-        }
-    }
-
-    fn log_page(&self, id: u8) -> Vec<u8> {
-        if let Some(page) = self.log_pages.borrow().get(&id) {
-            return page.clone();
-        }
-        match id {
-            log::SMART => {
-                let mut page = Smart::new_zeroed();
-                page.temperature = 313u16.to_le_bytes();
-                (page.spare, page.spare_threshold, page.used) = (100, 10, 3);
-                page.media_errors = 2.into();
-                page.power_on_hours = 4711.into();
-                page.unsafe_shutdowns = 5.into();
-                page.as_bytes().to_vec()
-            }
-            log::FIRMWARE => {
-                let mut page = Firmware::new_zeroed();
-                page.active = 1;
-                page.slots[0] = *b"1       ";
-                page.as_bytes().to_vec()
-            }
-            _ => Vec::new(),
-        }
-    }
-
-    fn create(&self, command: &Command) -> Status {
-        let (id, entries) = ((command.cdw10.get() & 0xffff) as u16, (command.cdw10.get() >> 16) + 1);
-        if id == 0 || entries < 2 || entries > self.config.queue_entries || command.cdw11.get() & 1 == 0 {
-            self.violation(format!("queue {id} of {entries} entries"));
-            return Status::INVALID_FIELD;
-        }
-        let mut queues = self.queues.borrow_mut();
-        if command.opcode == admin::CREATE_IO_CQ {
-            let cq = Queue { cq: command.prp1.get(), cq_entries: entries, phase: true, ..Queue::default() };
-            queues.insert(id, cq);
-        } else if let Some(queue) = queues.get_mut(&((command.cdw11.get() >> 16) as u16)) {
-            (queue.sq, queue.sq_entries) = (command.prp1.get(), entries);
-        } else {
-            return Status::of(1, 0x00).dnr();
-        }
-        Status::SUCCESS
-    }
-
-    /// Whether it worked: then the command completes with that status, and does nothing more.
-    fn abort(self: &Rc<Self>, command: &Command) -> bool {
-        self.count(|c| c.aborts += 1);
-        let (id, cid) = ((command.cdw10.get() & 0xffff) as u16, (command.cdw10.get() >> 16) as u16);
-        if !self.outstanding.borrow().contains(&(id, cid)) || !self.percent(self.config.faults.aborts_work) {
-            return false;
-        }
-        if self.hung.borrow_mut().remove(&(id, cid)) {
-            self.later(60, move |state| state.complete(id, cid, Status::ABORT_REQUESTED, 0));
-        } else {
-            self.aborted.borrow_mut().insert((id, cid));
-        }
-        true
-    }
-
-    fn identify(&self, command: &Command) -> Option<Vec<u8>> {
-        let config = &self.config;
-        let ns = || config.namespaces.get((command.nsid.get() as usize).wrapping_sub(1));
-        match command.cdw10.get() & 0xff {
-            cns::CONTROLLER => {
-                let mut data = IdentifyController::new_zeroed();
-                data.sn.copy_from_slice(b"SOFT0001            ");
-                data.mn[..19].copy_from_slice(b"Software controller");
-                data.fr.copy_from_slice(b"1       ");
-                data.mdts = config.mdts;
-                (data.sqes, data.cqes) = (0x66, 0x44);
-                data.nn = (config.namespaces.len() as u32).into();
-                data.vwc = u8::from(config.volatile_cache);
-                data.oacs = (u16::from(config.shadow_doorbells) << 8).into();
-                data.oncs = (u16::from(config.deallocates) << 2).into();
-                Some(data.as_bytes().to_vec())
-            }
-            cns::ACTIVE_NAMESPACES => {
-                let mut page = vec![0; PAGE as usize];
-                for n in 0..config.namespaces.len() {
-                    page[4 * n..][..4].copy_from_slice(&(n as u32 + 1).to_le_bytes());
-                }
-                Some(page)
-            }
-            cns::NAMESPACE => {
-                let (ns, mut data) = (ns()?, IdentifyNamespace::new_zeroed());
-                data.nsze = ns.blocks.into();
-                data.lbaf[0].lbads = ns.block_shift;
-                data.lbaf[0].ms = ns.metadata.into();
-                data.nguid[15] = command.nsid.get() as u8;
-                Some(data.as_bytes().to_vec())
-            }
-            cns::NAMESPACE_DESCRIPTORS => {
-                let mut page = vec![0; PAGE as usize];
-                page[..5].copy_from_slice(&[4, 1, 0, 0, ns()?.command_set]);
-                Some(page)
-            }
-            _ => None,
         }
     }
 }

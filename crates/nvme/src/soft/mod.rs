@@ -3,10 +3,12 @@
 //! that do not stop. It follows the specification except where its faults say otherwise, and writes down where the driver
 //! does not ([`Soft::violations`]).
 
+mod admin;
 mod dma;
 mod exec;
 mod plan;
 
+pub use admin::AdminFaults;
 pub use plan::{Faults, Found, SoftConfig, SoftNamespace};
 
 use crate::function::{Function, Iova};
@@ -71,6 +73,9 @@ pub(crate) struct State {
     aborted: RefCell<BTreeSet<(u16, u16)>>,
     hung: RefCell<BTreeSet<(u16, u16)>>,
     events: RefCell<Vec<u16>>,
+    /// The next admin command with this opcode is never answered.
+    hang_next: Cell<Option<u8>>,
+    admin_faults: RefCell<BTreeMap<u8, AdminFaults>>,
     pages_read: RefCell<Vec<u8>>,
     /// Other log pages than it has by itself.
     log_pages: RefCell<BTreeMap<u8, Vec<u8>>>,
@@ -143,6 +148,8 @@ impl Soft {
             aborted: RefCell::default(),
             hung: RefCell::default(),
             events: RefCell::default(),
+            hang_next: Cell::default(),
+            admin_faults: RefCell::default(),
             pages_read: RefCell::default(),
             log_pages: RefCell::default(),
             counters: Cell::default(),
@@ -158,6 +165,11 @@ impl Soft {
     /// What it saw.
     pub fn counters(&self) -> SoftCounters {
         self.0.counters.get()
+    }
+
+    /// What went wrong with admin commands, by opcode.
+    pub fn admin_faults(&self) -> BTreeMap<u8, AdminFaults> {
+        self.0.admin_faults.borrow().clone()
     }
 
     /// Where the driver broke the specification.
@@ -179,6 +191,11 @@ impl Soft {
     /// Its power fails for a moment: it is disabled, and what its cache held is lost.
     pub fn lose_power(&self) {
         self.0.lose_power();
+    }
+
+    /// The next admin command with this opcode is never answered.
+    pub fn hang_next(&self, opcode: u8) {
+        self.0.hang_next.set(Some(opcode));
     }
 
     /// Raises an event of a type, which names a log page. Nothing if nobody asked for events.

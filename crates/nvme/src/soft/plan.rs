@@ -83,7 +83,7 @@ pub enum Found {
 }
 
 /// Faults, each so many times in a million commands, unless something else is said.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
     /// A random status, half of them with DNR.
     pub status: u32,
@@ -109,6 +109,12 @@ pub struct Faults {
     pub event: u32,
     /// It refuses to be asked for events, always.
     pub events_refused: bool,
+    /// An admin command is never answered; its page may still be written until the controller is stopped.
+    pub admin_hang: u32,
+    /// It ends with a random status, and was not done.
+    pub admin_status: u32,
+    /// Its completion has an identifier that is nobody's, another queue's number or a head beyond the queue, or comes twice.
+    pub admin_illegal: u32,
     /// The phase bit of a completion is wrong.
     pub phase: u32,
     /// Per cent of aborts that work.
@@ -120,4 +126,11 @@ pub struct Faults {
     pub unmap_fails: u32,
     /// FUA is ignored.
     pub fua_ignored: bool,
+}
+
+impl Faults {
+    /// Whether there are none; how aborts end is no fault.
+    pub fn healthy(&self) -> bool {
+        *self == Faults { aborts_work: self.aborts_work, ..Faults::default() }
+    }
 }

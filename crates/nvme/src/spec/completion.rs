@@ -63,6 +63,11 @@ impl Status {
         (self.0 & 0xff) as u8
     }
 
+    /// Whether type and code are those of `other`, whatever it says of retries.
+    pub fn is(self, other: Status) -> bool {
+        (self.kind(), self.code()) == (other.kind(), other.code())
+    }
+
     /// Whether the command succeeded.
     pub fn ok(self) -> bool {
         self.kind() == 0 && self.code() == 0

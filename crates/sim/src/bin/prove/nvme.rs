@@ -9,6 +9,8 @@ use crate::run::{Counts, Failure, Run, saw, spread, working_on};
 use cobalt_bdev::{Device, IoError, WriteData};
 use cobalt_dma::{Arena, ArenaConfig};
 use cobalt_nvme::soft::{Faults, Found, Soft, SoftConfig, SoftNamespace};
+use cobalt_nvme::spec::admin;
+use cobalt_nvme::spec::log::Smart;
 use cobalt_nvme::{Controller, Limits, NvmeError};
 use cobalt_reactor::{Ctx, Reactor};
 use rand::rngs::StdRng;
@@ -25,6 +27,9 @@ const BLOCKS: usize = 24;
 const TASKS: usize = 6;
 /// Operations of each task.
 const OPS: usize = 150;
+/// What the software controller says of its spare blocks and hours.
+const HEALTH: (u8, u128) = (100, 4711);
+const ASK_EVERY: Duration = Duration::from_millis(1);
 /// A case that takes longer, on its own clock, hangs.
 const CASE_TIME: Duration = Duration::from_secs(600);
 
@@ -65,10 +70,10 @@ fn config(rng: &mut StdRng) -> SoftConfig {
     let found = [Found::Disabled, Found::Running, Found::Starting, Found::Fatal, Found::Stuck];
     let mut faults = Faults { aborts_work: [0, 50, 100][rng.random_range(0..3)], ..Faults::default() };
     // Each kind alone, and all together.
-    let kinds: &[usize] = match rng.random_range(0..16) {
+    let kinds: &[usize] = match rng.random_range(0..19) {
         0 => &[],
-        1 => &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11],
-        n => &[[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 2, 3][n - 2]],
+        1 => &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14],
+        n => &[[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 2, 3, 12, 13, 14][n - 2]],
     };
     for kind in kinds {
         let rate = rng.random_range(500..20_000);
@@ -84,7 +89,11 @@ fn config(rng: &mut StdRng) -> SoftConfig {
             8 => faults.removed = rate / 20,
             9 => faults.event = rate,
             10 => faults.power = rate / 4,
-            _ => faults.phase = rate,
+            11 => faults.phase = rate,
+            // A controller has few admin commands in its life: resets bring more.
+            12 => (faults.admin_hang, faults.hang, faults.event) = (rate * 3, rate, rate),
+            13 => (faults.admin_status, faults.hang, faults.event) = (rate * 3, rate, rate),
+            _ => (faults.admin_illegal, faults.hang, faults.event) = (rate * 3, rate, rate),
         }
     }
     if rng.random_range(0..3) == 0 {
@@ -292,9 +301,16 @@ async fn drive(ctx: Ctx, arena: Arena, seed: u64) -> Result<Counts, String> {
             within.spawn(async move { task.work().await })
         })
         .collect();
+    let worked = Rc::new(Cell::new(false));
+    let health = ctx.spawn(ask(ctx.clone(), controller.clone(), worked.clone()));
     for task in running {
         task.await?;
     }
+    worked.set(true);
+    let unanswered = health.await?;
+    check(unanswered == 0 || !config.faults.healthy(), || {
+        "a healthy controller did not tell its health".into()
+    })?;
     survivors(&soft, &tasks)?;
     let counters = controller.counters();
     let closed = controller.close().await;
@@ -321,15 +337,36 @@ async fn drive(ctx: Ctx, arena: Arena, seed: u64) -> Result<Counts, String> {
     Ok(count(&soft, &tally, counters, held))
 }
 
+/// Asks for the controller's health all the while. What is answered is no other command's page, and no late one's; how often there was
+/// none.
+async fn ask(ctx: Ctx, controller: Rc<Controller<Soft>>, worked: Rc<Cell<bool>>) -> Result<u64, String> {
+    let mut unanswered = 0;
+    while !worked.get() {
+        match controller.log_page::<Smart>().await {
+            Ok(page) => check((page.spare, page.power_on_hours.get()) == HEALTH, || {
+                format!("its health is {page:?}")
+            })?,
+            Err(NvmeError::Malformed { why, .. }) => {
+                return Err(format!("a page that it never wrote: {why}"));
+            }
+            Err(_) => unanswered += 1,
+        }
+        ctx.sleep(ASK_EVERY).await;
+    }
+    Ok(unanswered)
+}
+
 fn refused(soft: &Soft, config: &SoftConfig, error: &NvmeError) -> Result<Counts, String> {
     let faults = &config.faults;
-    let excused = faults.removed + faults.disable_stuck + faults.reset_fails + faults.event > 0
+    let admin = faults.admin_hang + faults.admin_status + faults.admin_illegal;
+    let excused = faults.removed + faults.disable_stuck + faults.reset_fails + faults.event + admin > 0
         || matches!(error, NvmeError::TimedOut { .. }) && faults.hang > 0;
     check(excused, || format!("it does not come up: {error}"))?;
     let mut counts = Counts::default();
     counts.add("cases", 1);
     counts.add("refused", 1);
     counts.add("completions", soft.counters().completions);
+    count_admin(soft, &mut counts);
     Ok(counts)
 }
 
@@ -383,5 +420,24 @@ fn count(soft: &Soft, tally: &Tally, driver: cobalt_nvme::Counters, held: usize)
     ] {
         counts.add(name, n);
     }
+    count_admin(soft, &mut counts);
     counts
+}
+
+/// What went wrong with admin commands: by kind of fault, and by command.
+fn count_admin(soft: &Soft, counts: &mut Counts) {
+    for (command, faults) in soft.admin_faults() {
+        counts.add("admin_hangs", faults.hangs);
+        counts.add("admin_statuses", faults.statuses);
+        counts.add("admin_illegal", faults.illegal);
+        let name = match command {
+            admin::IDENTIFY => "bad_identify",
+            admin::CREATE_IO_CQ | admin::CREATE_IO_SQ => "bad_create_queue",
+            admin::SET_FEATURES | admin::GET_FEATURES => "bad_features",
+            admin::GET_LOG_PAGE => "bad_log_page",
+            admin::ABORT => "bad_abort",
+            _ => "bad_other_admin",
+        };
+        counts.add(name, faults.hangs + faults.statuses + faults.illegal);
+    }
 }
