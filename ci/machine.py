@@ -21,7 +21,7 @@ CACHE = h.ROOT / "target" / "vm"
 # group's devices need vfio-pci first: nothing else may bind them in between.
 FIRST_MODULES = ["virtio_pci", "9pnet_virtio", "9p", "overlay"]
 PROGRAMS = {"qemu-system-x86_64": "qemu-system-x86", "/bin/busybox": "busybox-static", "cpio": "cpio", "zstd": "zstd",
-            "xz": "xz-utils", "depmod": "kmod", "dpkg-deb": "dpkg", "apt-cache": "apt"}
+            "xz": "xz-utils", "systemd-analyze": "systemd", "depmod": "kmod", "dpkg-deb": "dpkg", "apt-cache": "apt"}
 
 # True surprise removal: the slot is the hot plug driver's, and power taken from it takes the device away.
 SURPRISES = ["-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"]

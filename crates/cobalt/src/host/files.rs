@@ -89,7 +89,7 @@ pub fn enable(on: bool) -> Result<(), HostError> {
 /// The unit that does what was asked for again at each boot.
 pub fn unit(program: &Path, arguments: &str) -> String {
     format!(
-        "[Unit]\nDescription=Hugepages and NVMe controllers for Cobalt\nBefore=cobalt.service\n\n[Service]\nType=oneshot\n\
+        "[Unit]\nDescription=Hugepages and NVMe controllers for Cobalt\n\n[Service]\nType=oneshot\n\
          RemainAfterExit=yes\nExecStart={} host setup {arguments}\n\n[Install]\nWantedBy=multi-user.target\n",
         program.display()
     )
