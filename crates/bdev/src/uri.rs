@@ -82,6 +82,11 @@ pub enum UriError {
         "`{uri}` names no namespace of a controller: write its PCI address or serial number and the namespace, as in `nvme:0000:03:00.0/1` or `nvme:serial=S4XX/1`"
     )]
     Namespace { uri: String },
+    /// A cache over a controller.
+    #[error(
+        "`{uri}`: volatile_cache is for files and block devices: what it holds back lies in memory that a controller does not reach. Leave it out"
+    )]
+    CacheOverController { uri: String },
     /// Nothing after the scheme.
     #[error("`{uri}` has no path: write it after the colon, as in `{scheme}:data/t0`")]
     NoPath { uri: String, scheme: &'static str },
@@ -236,7 +241,10 @@ impl FromStr for DeviceUri {
                 DeviceKind::Mem { size: size(uri, "size", place)? }
             }
             "nvme" => {
-                query.end("nvme", "fua and volatile_cache")?;
+                query.end("nvme", "fua")?;
+                if volatile_cache.is_some() {
+                    return Err(UriError::CacheOverController { uri: uri.into() });
+                }
                 namespace(place).ok_or_else(|| UriError::Namespace { uri: uri.into() })?
             }
             _ => return Err(scheme_error()),
@@ -305,7 +313,8 @@ mod tests {
             ("nvme:0000:03:00.0/0", "names no namespace"),
             ("nvme:0000:03:00.9/1", "names no namespace"),
             ("nvme:serial=/1", "names no namespace"),
-            ("nvme:0000:03:00.0/1?size=8GiB", "unknown key `size`"),
+            ("nvme:0000:03:00.0/1?size=8GiB", "unknown key `size`: nvme: devices have fua"),
+            ("nvme:0000:03:00.0/1?volatile_cache=4MiB", "memory that a controller does not reach"),
             ("file:", "no path"),
             ("uring:?volatile_cache=4MiB", "no path"),
             (

@@ -3,7 +3,7 @@
 use super::nvme;
 use crate::config::{TargetConfig, TargetDevice};
 use cobalt_base::{BLOCK_SIZE, ByteSize};
-use cobalt_bdev::{Device, DeviceKind, DeviceUri, OpenMode, open_uri};
+use cobalt_bdev::{Device, DeviceKind, DeviceUri, OpenMode, UriError, open_uri};
 use cobalt_dma::Arena;
 use cobalt_reactor::Ctx;
 use cobalt_store::{Limits, OpenOptions, Region, Regions, Store};
@@ -71,8 +71,9 @@ pub async fn open_device(
     mode: OpenMode,
 ) -> Result<Device, String> {
     if let DeviceKind::Nvme { controller, nsid } = &uri.kind {
-        if volatile_cache.or(uri.volatile_cache).is_some() {
-            return Err(format!("{uri}: volatile_cache is for files: a controller has a cache of its own"));
+        // Of its own a URI has none; one for every device of the process may have been asked for.
+        if volatile_cache.is_some() {
+            return Err(UriError::CacheOverController { uri: uri.to_string() }.to_string());
         }
         let device = nvme::open(ctx, arenas, controller, *nsid, mode).await?;
         return Ok(if uri.fua { device } else { device.without_fua() });
