@@ -52,9 +52,10 @@ class Process:
                                       env=env or environment(), text=True)
         self.lines = []
         self.ready = threading.Event()
-        threading.Thread(target=self._read, daemon=True).start()
         self.ready_s = ready_s
+        # Before the thread that fills them in: a process may be ready at once.
         self.s3 = self.admin = None
+        threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self):
         for line in self.popen.stdout:

@@ -205,7 +205,13 @@ def asked_for_under_load_it_becomes_an_error_of_its_target():
     h.check(c.processes["p1"].alive(), "the process died with its target")
     h.check(pci.driver(state["addresses"][1]) is None, "the device was not let go")
     pci.bind(state["addresses"][1], "vfio-pci")
-    h.check({t["name"]: t["up"] for t in c.json("status", ok=(4,))["targets"]} == {"t0": True, "t1": False, "t2": True}, "another target is down")
+
+    def is_told():
+        # A target learns of it from its next operation.
+        h.status_of(lambda: client.put_object(Bucket="bucket", Key="while", Body=BODY["unit"]))
+        return {t["name"]: t["up"] for t in c.json("status", ok=(0, 4))["targets"]} == {"t0": True, "t1": False, "t2": True}
+
+    h.eventually("that target is down, and no other", is_told, SLOW)
     c.processes["p1"].kill()
     c.start("p1")
     verify(c)
