@@ -100,6 +100,14 @@ pub trait Bdev {
     fn identify(&self) -> &Identify;
     /// Takes an operation. At most `identify().depth` are in flight; [`Device`] sees to that.
     fn submit(&self, io: Io);
+    /// Writes here and now, where no write ever waits: it needs no place in the queue, and no answer that is sent. Any
+    /// other backend gives the bytes back. A device with a volatile cache is not asked.
+    ///
+    /// # Errors
+    /// The bytes.
+    fn write_now(&self, _offset: u64, data: WriteData) -> Result<(), WriteData> {
+        Err(data)
+    }
 }
 
 /// Exact counts of what was asked of a device.
@@ -179,20 +187,42 @@ impl Device {
     /// # Errors
     /// [`IoError`]; what is on the device then is unknown.
     pub async fn write(&self, offset: u64, data: WriteData, fua: bool) -> Result<(), IoError> {
+        let data = match self.write_now(offset, data) {
+            Ok(written) => return written,
+            Err(data) => data,
+        };
+        count(&self.counters, |c| {
+            c.writes += 1;
+            c.write_bytes += data.iter().map(|s| s.len() as u64).sum::<u64>();
+        });
+        self.run(Op::Write { offset, data, fua: fua && self.fua }).await?;
+        if fua && !self.fua { self.flush().await } else { Ok(()) }
+    }
+
+    /// The same on a backend where no write waits; any other gives the bytes back. What is refused is refused by all.
+    ///
+    /// # Errors
+    /// The bytes.
+    pub fn write_now(&self, offset: u64, data: WriteData) -> Result<Result<(), IoError>, WriteData> {
         let len = data.iter().map(|s| s.len() as u64).sum();
-        self.check("write", offset, len)?;
+        if let Err(error) = self.check("write", offset, len) {
+            return Ok(Err(error));
+        }
         let block = self.identify().block_size as usize;
         // Direct I/O wants memory aligned as well; every backend refuses alike.
         if !data.iter().all(|s| s.len().is_multiple_of(block) && (s.as_ptr() as usize).is_multiple_of(block))
         {
-            return Err(IoError::Invalid { op: "write", offset, len });
+            return Ok(Err(IoError::Invalid { op: "write", offset, len }));
         }
+        if self.identify().volatile_cache {
+            return Err(data);
+        }
+        self.bdev.write_now(offset, data)?;
         count(&self.counters, |c| {
             c.writes += 1;
             c.write_bytes += len;
         });
-        self.run(Op::Write { offset, data, fua: fua && self.fua }).await?;
-        if fua && !self.fua { self.flush().await } else { Ok(()) }
+        Ok(Ok(()))
     }
 
     /// Makes every write that completed before this call durable. Answers at once where no volatile cache exists.

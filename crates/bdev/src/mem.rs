@@ -1,6 +1,6 @@
 //! `mem:` a device in memory: completes at once, forgets everything at exit.
 
-use crate::device::{Bdev, Identify, Io, IoError, Op};
+use crate::device::{Bdev, Identify, Io, IoError, Op, WriteData};
 use std::cell::RefCell;
 
 const PAGE: usize = 4096;
@@ -87,6 +87,13 @@ fn write(tables: &mut Vec<Option<Box<Table>>>, offset: u64, mut data: &[u8]) {
     }
 }
 
+fn write_all(tables: &mut Vec<Option<Box<Table>>>, mut offset: u64, data: &WriteData) {
+    for slice in data {
+        write(tables, offset, slice);
+        offset += slice.len() as u64;
+    }
+}
+
 fn deallocate(tables: &mut [Option<Box<Table>>], offset: u64, len: u64) {
     // Beyond the last table nothing is in use.
     let end = (offset + len).min((tables.len() * TABLE * CHUNK) as u64);
@@ -118,11 +125,8 @@ impl Bdev for MemBdev {
                 read(&tables, offset, &mut buf);
                 Ok(Some(buf))
             }
-            Op::Write { mut offset, data, .. } => {
-                for slice in &data {
-                    write(&mut tables, offset, slice);
-                    offset += slice.len() as u64;
-                }
+            Op::Write { offset, data, .. } => {
+                write_all(&mut tables, offset, &data);
                 Ok(None)
             }
             Op::Flush => Ok(None),
@@ -133,6 +137,11 @@ impl Bdev for MemBdev {
         };
         drop(tables);
         io.done.send(result);
+    }
+
+    fn write_now(&self, offset: u64, data: WriteData) -> Result<(), WriteData> {
+        write_all(&mut self.tables.borrow_mut(), offset, &data);
+        Ok(())
     }
 }
 

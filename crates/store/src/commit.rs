@@ -27,6 +27,9 @@ const ATTEMPTS_MAX: usize = 4096;
 /// Checkpoints that a transaction waits for, one after the other, before the meta region counts as full for it.
 const WAITS_MAX: u32 = 64;
 
+/// Bytes that a transaction takes in the payload, as a rule.
+const TX_PAYLOAD: usize = 64;
+
 type Decide = Box<dyn Fn(&CtgView) -> Result<Vec<CtgOp>, Miss>>;
 
 /// What a transaction wants: known before, or decided when it takes its lsn.
@@ -171,15 +174,17 @@ impl Core {
     /// One group, from judging to answering. True when a record was written.
     async fn run_group(&self) -> Result<bool, StoreError> {
         let _epoch = self.forest.epoch();
+        // Those who wait now are most of the group: what it grows to is not copied while it grows.
+        let txs = self.queue.borrow().len().min(self.limits.group_txs);
         let mut group = Group {
-            stage: Rc::new(Stage::holding(self.forest.clone())),
-            members: Vec::new(),
-            payload: Vec::new(),
+            stage: Rc::new(Stage::holding(self.forest.clone(), txs)),
+            members: Vec::with_capacity(txs),
+            payload: Vec::with_capacity(txs * TX_PAYLOAD),
             first: self.journal.next_lsn.get(),
             count: 0,
             named: 0,
-            taken: Vec::new(),
-            freed: Vec::new(),
+            taken: Vec::with_capacity(txs),
+            freed: Vec::with_capacity(txs),
         };
         let mut staged = self.gather(&mut group).await;
         if staged.is_ok() {

@@ -183,15 +183,27 @@ impl Store {
     /// # Errors
     /// `HostFull`; any other device error fails the target.
     pub async fn data_write(&self, sealed: &SealedTx, data: &[Slice]) -> Result<DataStable, StoreError> {
-        let core = self.0.clone();
+        let core = &self.0;
         core.ctx.step(Step::DataWrite);
         core.may_write()?;
         if let Some(carried) = core.carry(sealed, data) {
             core.ctx.step(Step::DataStable);
             return Ok(DataStable { tx: sealed.tx.id, carried: Some(carried) });
         }
-        let arenas = [&core.arena, &core.meta_arena];
-        let writes = plan_writes(&core.regions.data, arenas, &sealed.tx.intents, data).await?;
+        let writes = match one_write(&core.regions.data, &sealed.tx.intents, data) {
+            Some(write) => match core.write_now(write) {
+                Ok(written) => {
+                    written?;
+                    core.ctx.step(Step::DataStable);
+                    return Ok(DataStable { tx: sealed.tx.id, carried: None });
+                }
+                Err(write) => Writes::from([write]),
+            },
+            None => {
+                let arenas = [&core.arena, &core.meta_arena];
+                plan_writes(&core.regions.data, arenas, &sealed.tx.intents, data).await?
+            }
+        };
         let held = if planted(Canary::ReuseUnderWrite) {
             Reservations::new()
         } else {
@@ -280,6 +292,17 @@ impl Core {
         .await
     }
 
+    /// Writes where no write waits: what is written then is stable. Any other device leaves it to be done.
+    fn write_now(&self, (at, data): Write) -> Result<Result<(), StoreError>, Write> {
+        let len: u64 = data.iter().map(|s| s.len() as u64).sum();
+        let written = self.regions.data.write_now(at, data).map_err(|data| (at, data))?;
+        self.count(|c| {
+            c.data_writes += 1;
+            c.data_write_bytes += len;
+        });
+        Ok(written.map_err(|e| self.data_error("data write", &e)))
+    }
+
     async fn write_data(&self, writes: Writes) -> Result<(), StoreError> {
         self.count(|c| {
             c.data_writes += writes.len() as u64;
@@ -323,8 +346,17 @@ impl Core {
     }
 }
 
-/// Writes of the data region: where, and what.
-type Writes = SmallVec<[(u64, WriteData); 1]>;
+/// A write of the data region: where, and what.
+type Write = (u64, WriteData);
+type Writes = SmallVec<[Write; 1]>;
+
+/// The write of a transaction whose bytes are whole blocks in one piece, and go to one extent.
+fn one_write(region: &Region, intents: &[Intent], data: &[Slice]) -> Option<Write> {
+    let ([Intent::Map(map)], [slice]) = (intents, data) else { return None };
+    let [extent] = map.extents.as_slice() else { return None };
+    let fits = slice.len() as u64 == map.len && map.len <= u64::from(region.device.identify().transfer_max);
+    (fits && is_whole(slice)).then(|| (extent.start * BLOCK_SIZE, WriteData::from_iter([slice.clone()])))
+}
 
 /// Turns maps and bytes into device writes: whole blocks, at most as long as the device takes.
 async fn plan_writes(
@@ -392,12 +424,16 @@ impl Feed<'_> {
     }
 }
 
+/// Whether a slice is whole blocks, as a device takes them.
+fn is_whole(slice: &Slice) -> bool {
+    let block = BLOCK_SIZE as usize;
+    slice.len().is_multiple_of(block) && (slice.as_ptr() as usize).is_multiple_of(block)
+}
+
 /// The same bytes in slices of whole blocks; the last block is filled up with zeros. Nothing is copied
 /// but a short tail, unless a slice in the middle ends inside of a block.
 async fn whole_blocks(arenas: [&Arena; 2], slices: WriteData) -> WriteData {
     let block = BLOCK_SIZE as usize;
-    let is_whole =
-        |slice: &Slice| slice.len().is_multiple_of(block) && (slice.as_ptr() as usize).is_multiple_of(block);
     if slices.iter().all(is_whole) {
         return slices;
     }

@@ -56,6 +56,17 @@ impl Region {
         self.device.write(self.offset + at, data, fua).await
     }
 
+    /// The same on a device where no write waits; any other gives the bytes back.
+    ///
+    /// # Errors
+    /// The bytes.
+    pub(crate) fn write_now(&self, at: u64, data: WriteData) -> Result<Result<(), IoError>, WriteData> {
+        match self.check("write", at, data.iter().map(|s| s.len() as u64).sum()) {
+            Ok(()) => self.device.write_now(self.offset + at, data),
+            Err(error) => Ok(Err(error)),
+        }
+    }
+
     /// Makes completed writes durable.
     ///
     /// # Errors

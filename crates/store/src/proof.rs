@@ -133,7 +133,7 @@ impl Allocator {
     /// Those of reading the trees; nothing was changed then.
     pub async fn commit(&self, take: &[Reserved], give: Vec<Extent>) -> Result<Vec<Extent>, StoreError> {
         let _epoch = self.forest.epoch();
-        let stage = Stage::holding(self.forest.clone());
+        let stage = Stage::holding(self.forest.clone(), 1);
         let taken: Vec<Extent> = take.iter().flat_map(Reserved::extents).collect();
         loop {
             let attempt = || -> Result<(), Halt> {

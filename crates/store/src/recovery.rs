@@ -318,7 +318,7 @@ pub(crate) async fn redo(
     let address = journal_at + header.offset;
     let txs = intent::decode(payload, header.count, address)?;
     let _epoch = forest.epoch();
-    let stage = Stage::holding(forest.clone());
+    let stage = Stage::holding(forest.clone(), 1);
     let mut effects = Vec::new();
     for (i, intents) in txs.iter().enumerate() {
         let lsn = Lsn(header.first + i as u64);

@@ -84,7 +84,22 @@ struct Undo {
     old: Option<Option<Place>>,
 }
 
+/// What one transaction changes as a rule: rows, and bytes of keys and values.
+const TX_ROWS: usize = 4;
+const TX_BYTES: usize = 256;
+
 impl Inner {
+    fn with_room(txs: usize) -> Inner {
+        let rows = txs * TX_ROWS;
+        Inner {
+            rows: Vec::with_capacity(rows),
+            order: std::array::from_fn(|_| Vec::with_capacity(rows / 2)),
+            bytes: Vec::with_capacity(txs * TX_BYTES),
+            undo: Vec::with_capacity(rows / 2),
+            kept: 0,
+        }
+    }
+
     fn bytes(&self, (from, until): Place) -> &[u8] {
         &self.bytes[from..until]
     }
@@ -126,9 +141,11 @@ impl Stage {
         Stage { forest, inner, holds: false, seen, lost: Cell::new(None), unfenced: Cell::new(None) }
     }
 
-    /// One whose changes will be put in, while an epoch of the caller's is open.
-    pub(crate) fn holding(forest: Rc<Forest>) -> Stage {
-        Stage { holds: true, ..Stage::new(forest) }
+    /// One whose changes will be put in, while an epoch of the caller's is open. It has room for what so many
+    /// transactions change as a rule.
+    pub(crate) fn holding(forest: Rc<Forest>, txs: usize) -> Stage {
+        let inner = RefCell::new(Inner::with_room(txs));
+        Stage { holds: true, inner, ..Stage::new(forest) }
     }
 
     /// Whether it is known that a session is not fenced.

@@ -1,6 +1,6 @@
 //! A device in memory that takes the buffers it is given instead of copying them.
 
-use cobalt_bdev::{Bdev, Identify, Io, Op};
+use cobalt_bdev::{Bdev, Identify, Io, Op, WriteData};
 use cobalt_dma::Slice;
 use std::cell::RefCell;
 
@@ -46,23 +46,32 @@ impl Bdev for TakingBdev {
                 Ok(Some(buf))
             }
             Op::Write { offset, data, .. } => {
-                let mut page = (offset / PAGE) as usize;
-                for slice in data {
-                    if slice.len() == PAGE as usize {
-                        pages[page] = Some(slice);
-                        page += 1;
-                        continue;
-                    }
-                    for at in (0..slice.len()).step_by(PAGE as usize) {
-                        pages[page] = Some(slice.slice(at..at + PAGE as usize));
-                        page += 1;
-                    }
-                }
+                take(&mut pages, offset, data);
                 Ok(None)
             }
             Op::Flush | Op::Deallocate { .. } => Ok(None),
         };
         drop(pages);
         io.done.send(result);
+    }
+
+    fn write_now(&self, offset: u64, data: WriteData) -> Result<(), WriteData> {
+        take(&mut self.pages.borrow_mut(), offset, data);
+        Ok(())
+    }
+}
+
+fn take(pages: &mut [Option<Slice>], offset: u64, data: WriteData) {
+    let mut page = (offset / PAGE) as usize;
+    for slice in data {
+        if slice.len() == PAGE as usize {
+            pages[page] = Some(slice);
+            page += 1;
+            continue;
+        }
+        for at in (0..slice.len()).step_by(PAGE as usize) {
+            pages[page] = Some(slice.slice(at..at + PAGE as usize));
+            page += 1;
+        }
     }
 }
