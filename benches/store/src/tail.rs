@@ -4,7 +4,7 @@
 //! write counts as during a checkpoint when one ran at its start or at its end. The plot shows both over time.
 
 use crate::report::Report;
-use crate::target::{Place, small_write};
+use crate::target::{NODE_SIZE, Place, small_write};
 use cobalt_base::{ByteSize, Fid, SessionId};
 use cobalt_reactor::{Ctx, Reactor, ReactorConfig};
 use cobalt_store::{Limits, Store};
@@ -57,6 +57,7 @@ async fn measure(ctx: &Ctx, args: Args) -> anyhow::Result<()> {
     let place = Place {
         meta: format!("file:{}.meta?size=8GiB&sparse=true", path.display()),
         data: format!("file:{}.data?size={}&sparse=true", path.display(), args.cobs * 4 * 4096),
+        node_size: NODE_SIZE,
         journal: Some(args.journal.0),
         limits: Limits::default(),
     };

@@ -9,6 +9,9 @@ use cobalt_store::{
 };
 use uuid::Uuid;
 
+/// What a target is formatted with, unless it is told otherwise.
+pub const NODE_SIZE: u32 = 16 << 10;
+
 /// Where a target lies and how it is opened.
 #[derive(Clone, Debug)]
 pub struct Place {
@@ -16,6 +19,7 @@ pub struct Place {
     pub meta: String,
     pub data: String,
     pub journal: Option<u64>,
+    pub node_size: u32,
     pub limits: Limits,
 }
 
@@ -23,7 +27,7 @@ impl Place {
     /// In memory: `meta` bytes of meta region, `data` of data region.
     pub fn memory(meta: u64, data: u64, limits: Limits) -> Place {
         let mem = |size: u64| format!("mem:{}", ByteSize(size));
-        Place { meta: mem(meta), data: mem(data), journal: None, limits }
+        Place { meta: mem(meta), data: mem(data), journal: None, node_size: NODE_SIZE, limits }
     }
 
     /// Formats and opens it.
@@ -35,6 +39,7 @@ impl Place {
         let regions = Regions { meta: Region::whole(meta), data: Region::whole(data) };
         let options = FormatOptions {
             journal: self.journal,
+            node_size: self.node_size,
             force: true,
             ..FormatOptions::new(Uuid::from_u128(1), Uuid::from_u128(2), "bench")
         };

@@ -55,6 +55,9 @@ pub struct Args {
     /// Journal, for the store; the peers have their own limits for theirs
     #[arg(long, default_value = "512MiB")]
     journal: ByteSize,
+    /// Node size, for the store. Smaller than its default, keys and values have less room: for comparison only
+    #[arg(long, default_value = "16KiB")]
+    node_size: ByteSize,
     /// Makes each batch durable on a disk
     #[arg(long)]
     flush: bool,

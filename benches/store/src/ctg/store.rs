@@ -29,6 +29,7 @@ async fn drive(ctx: &Ctx, args: &Args) -> anyhow::Result<Figures> {
     let meta = (args.keys * META_PER_KEY + args.journal.0 + (1 << 30)).next_multiple_of(1 << 20);
     let mut place = Place::memory(meta, 1 << 30, limits);
     place.journal = Some(args.journal.0);
+    place.node_size = u32::try_from(args.node_size.0)?;
     let path = args.dir.join("store-bench.meta");
     if args.flush {
         place.meta = format!("file:{}?size={meta}&sparse=true", path.display());

@@ -4,7 +4,7 @@
 //! there when it is applied; the rest is a copy of the disk.
 
 use super::index::BlockIndex;
-use super::limits::{CLEAN_MIN, EVICT_STEPS_MAX, PINNED_PERCENT};
+use super::limits::{CLEAN_MIN, EVICT_STEPS_MAX, PINNED_PERCENT, SPARES_MAX, SPARES_PART};
 use super::node::Node;
 use super::{NodeRef, TreeId};
 use slab::Slab;
@@ -85,10 +85,10 @@ pub(crate) struct Hint {
 }
 
 impl Entry {
-    fn new(node: Node, state: State, touched: u64, shaped: u64) -> Entry {
+    fn new(node: Rc<Node>, state: State, touched: u64, shaped: u64) -> Entry {
         let (id, beside) = (Id::of(&node), beside(&node));
         let (touched, hot) = (Cell::new(touched), Cell::new(true));
-        Entry { node: Rc::new(node), state, id, shaped, touched, hot, beside }
+        Entry { node, state, id, shaped, touched, hot, beside }
     }
 }
 
@@ -188,6 +188,8 @@ pub(super) struct Cache {
     frozen: usize,
     /// Frozen nodes that changed while they were written: their old images are held beside the new ones.
     doubled: usize,
+    /// Nodes that are of no more use, for their memory.
+    spares: Vec<Rc<Node>>,
     /// Bytes of memory beside the blocks of nodes.
     beside: usize,
     /// The node that was given out to be changed last; what it takes beside its block is not counted yet.
@@ -213,6 +215,7 @@ impl Cache {
             dirty: Vec::new(),
             frozen: 0,
             doubled: 0,
+            spares: Vec::new(),
             beside: 0,
             changed: None,
             epochs: Epochs::default(),
@@ -245,7 +248,7 @@ impl Cache {
 
     /// All memory of nodes.
     fn bytes(&self) -> u64 {
-        (self.entries.len() + self.doubled) as u64 * self.node_size + self.beside as u64
+        (self.entries.len() + self.doubled + self.spares.len()) as u64 * self.node_size + self.beside as u64
     }
 
     /// Bytes that cannot be evicted.
@@ -382,7 +385,7 @@ impl Cache {
     }
 
     /// Takes in a node that was read, and makes room for it.
-    pub fn insert_clean(&mut self, node: Node) {
+    pub fn insert_clean(&mut self, node: Rc<Node>) {
         self.evict();
         let block = node.block;
         assert!(self.peek(block).is_none(), "node block {block} is cached twice");
@@ -399,7 +402,7 @@ impl Cache {
         assert!(self.peek(block).is_none(), "node block {block} is cached twice");
         let state = State::Dirty(self.dirty.len());
         self.shapes += 1;
-        let entry = Entry::new(node, state, touched, self.shapes);
+        let entry = Entry::new(Rc::new(node), state, touched, self.shapes);
         self.beside += entry.beside as usize;
         let at = self.entries.insert(entry);
         self.dirty.push(at);
@@ -432,7 +435,24 @@ impl Cache {
         let entry = self.entries.remove(at);
         self.beside -= entry.beside as usize;
         self.by_block.remove(entry.id.block, at);
+        self.keep(entry.node);
         (entry.id.block, fresh)
+    }
+
+    /// Keeps the memory of a node that was dropped: the next one comes soon.
+    fn keep(&mut self, mut node: Rc<Node>) {
+        let most = (self.limit / self.node_size / SPARES_PART).clamp(1, SPARES_MAX);
+        if (self.spares.len() as u64) < most && Rc::get_mut(&mut node).is_some() {
+            self.beside += node.overhead();
+            self.spares.push(node);
+        }
+    }
+
+    /// A node to be overwritten.
+    pub fn spare(&mut self) -> Option<Rc<Node>> {
+        let node = self.spares.pop()?;
+        self.beside -= node.overhead();
+        Some(node)
     }
 
     fn leave_state(&mut self, at: usize) {

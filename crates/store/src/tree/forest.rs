@@ -179,7 +179,8 @@ impl Forest {
         let _loading = Loading { shared, block: node.block };
         let expect =
             Expect { seed: shared.seed, tree, level, node, node_blocks: shared.geometry.node_blocks };
-        let read = read_node(&shared.meta, &shared.arena, &shared.geometry, &expect).await;
+        let spare = || shared.inner.borrow_mut().cache.spare();
+        let read = read_node(&shared.meta, &shared.arena, &shared.geometry, &expect, spare).await;
         if !shared.lacks(node.block) {
             return Ok(()); // The trees went on meanwhile.
         }
@@ -309,17 +310,20 @@ impl Drop for Loading<'_> {
     }
 }
 
-/// Reads a node and checks everything that its referrer and the format say about it.
+/// Reads a node and checks everything that its referrer and the format say about it. It takes the place of `spare`, if there is one.
 pub(super) async fn read_node(
     meta: &Region,
     arena: &Arena,
     geometry: &Geometry,
     expect: &Expect,
-) -> Result<Node, MetaError> {
+    spare: impl FnOnce() -> Option<Rc<Node>>,
+) -> Result<Rc<Node>, MetaError> {
     let at = geometry.node_at(expect.node.block);
     let buf = arena.alloc(geometry.node_size as usize).await;
     let buf = meta.read(at, buf).await.map_err(MetaError::io("btree node read"))?;
-    Node::parse(&buf, expect).map_err(|why| Corrupt::new("btree node", at, why).into())
+    let mut node = spare().unwrap_or_else(|| Rc::new(Node::new(buf.len(), expect.tree, expect.level)));
+    let parsed = Rc::get_mut(&mut node).expect("nobody shares a spare node").parse_over(&buf, expect);
+    parsed.map(|()| node).map_err(|why| Corrupt::new("btree node", at, why).into())
 }
 
 impl Inner {

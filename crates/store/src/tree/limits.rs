@@ -12,6 +12,10 @@ pub const EVICT_STEPS_MAX: usize = 256;
 /// Share of the cache, in percent, that the epochs of open transactions may pin before the oldest of them end early:
 /// a peer that is slow to give its bytes does not hold the cache.
 pub const PINNED_PERCENT: u64 = 25;
+/// Nodes that were dropped and whose memory waits for those that are read next.
+pub const SPARES_MAX: u64 = 64;
+/// They are at most this part of the cache, but one at least.
+pub const SPARES_PART: u64 = 256;
 /// Empty leaves that wait for their turn to be unlinked; more are left for a later delete to find.
 pub const EMPTIES_MAX: usize = 1024;
 /// Findings that one verification keeps.

@@ -115,11 +115,11 @@ impl Source {
             return Ok(found);
         }
         let expect = Expect { seed: self.seed, tree, level, node, node_blocks: self.geometry.node_blocks };
-        let read = read_node(&self.meta, &self.arena, &self.geometry, &expect).await;
+        let read = read_node(&self.meta, &self.arena, &self.geometry, &expect, || None).await;
         if let Some(on_read) = &self.on_read {
             on_read(u64::from(self.geometry.node_size));
         }
-        Ok((Rc::new(read?), true))
+        Ok((read?, true))
     }
 
     /// Entries with keys from `from` to before `until`.

@@ -7,23 +7,31 @@ use super::{
 };
 use cobalt_base::canary::{Canary, planted};
 use cobalt_base::checksum::xxh3;
-use smallvec::SmallVec;
 use zerocopy::little_endian::{U16, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
 impl Node {
     /// Slots and cells in their one form on disk; gives the offset of the lowest cell.
     fn lay_out(&self, out: &mut [u8]) -> usize {
-        let mut at = out.len();
-        for i in 0..self.count() {
-            let (cell, len) = (self.cell(i), self.cell_len(i));
-            at -= len;
-            out[at..at + len].copy_from_slice(&self.image[cell..cell + len]);
-            let slot = HEADER + SLOT * i;
-            out[slot..slot + SLOT].copy_from_slice(&small(at).to_le_bytes());
+        let cells_from = HEADER + SLOT * self.count();
+        let (head, cells) = out.split_at_mut(cells_from);
+        let mut at = cells.len();
+        // Most cells lie in their order from when the node was read: those go together, as `run` of the image.
+        let mut run = 0..0;
+        for (slot, out) in self.slots.iter().zip(head[HEADER..].chunks_exact_mut(SLOT)) {
+            let cell = usize::from(slot.cell);
+            let end = cell + CELL + usize::from(slot.key_len) + self.u16_at(cell + 2);
+            if end != run.start {
+                cells[at..at + run.len()].copy_from_slice(&self.image[run.clone()]);
+                run = end..end;
+            }
+            run.start = cell;
+            at -= end - cell;
+            out.copy_from_slice(&small(cells_from + at).to_le_bytes());
         }
-        out[HEADER + SLOT * self.count()..at].fill(0);
-        at
+        cells[at..at + run.len()].copy_from_slice(&self.image[run]);
+        cells[..at].fill(0);
+        cells_from + at
     }
 
     /// Writes the node's form on disk into `out` and gives its checksum, which is never 0. Checksums of
@@ -62,13 +70,20 @@ impl Node {
 
     /// A node from a block, if everything about it is as the referrer expects and as the format says.
     pub fn parse(bytes: &[u8], expect: &Expect) -> Result<Node, String> {
+        let mut node = Node::new(bytes.len(), expect.tree, expect.level);
+        node.parse_over(bytes, expect)?;
+        Ok(node)
+    }
+
+    /// As [`Node::parse`], in place of a node of this size that is of no more use. What it is after an error is of none either.
+    pub fn parse_over(&mut self, bytes: &[u8], expect: &Expect) -> Result<(), String> {
         let (header, _) = Header::read_from_prefix(bytes).map_err(|_| "shorter than a header".to_owned())?;
         if header.magic != MAGIC {
             return Err(format!("magic is {:02x?}", header.magic));
         }
-        let mut image: Box<[u8]> = bytes.into();
-        image[CHECKSUM_AT..CHECKSUM_AT + 8].fill(0);
-        let computed = checksum(expect.seed, &image);
+        self.image.copy_from_slice(bytes);
+        self.image[CHECKSUM_AT..CHECKSUM_AT + 8].fill(0);
+        let computed = checksum(expect.seed, &self.image);
         let stored = header.checksum.get();
         if stored != computed {
             return Err(format!("checksum is {stored:016x}, its bytes give {computed:016x}"));
@@ -92,32 +107,24 @@ impl Node {
         }
         let count = usize::from(header.count.get());
         let cells = usize::from(header.cells.get());
-        let live = image.len().checked_sub(cells).ok_or("cells begin outside of the block")?;
+        let live = bytes.len().checked_sub(cells).ok_or("cells begin outside of the block")?;
         if HEADER + SLOT * count > cells {
             return Err(format!("{count} entries do not fit below offset {cells}"));
         }
-        let mut node = Node {
-            slots: SmallVec::new(),
-            prefix: SmallVec::new(),
-            edges: (0, 0),
-            image,
-            tree: expect.tree,
-            level: expect.level,
-            block,
-            generation,
-            cells,
-            live,
-        };
-        node.read_slots(count)?;
-        node.validate(expect)?;
-        node.rehead();
-        Ok(node)
+        (self.tree, self.level) = (expect.tree, expect.level);
+        (self.block, self.generation) = (block, generation);
+        (self.cells, self.live) = (cells, live);
+        self.read_slots(count)?;
+        self.validate(expect)?;
+        self.rehead();
+        Ok(())
     }
 
     /// Every offset and length. Only lengths that were checked are followed.
     fn read_slots(&mut self, count: usize) -> Result<(), String> {
         let size = self.image.len();
         let mut at = size;
+        self.slots.clear();
         self.slots.reserve_exact(count);
         for i in 0..count {
             let cell = self.u16_at(HEADER + SLOT * i);

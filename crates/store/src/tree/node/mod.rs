@@ -375,6 +375,7 @@ impl Node {
         let slots = self.slots.get(self.first()..).unwrap_or_default();
         let (Some(low), Some(high)) = (slots.first(), slots.last()) else {
             self.prefix.clear();
+            self.edges = (0, 0);
             return;
         };
         let (low, high) = (self.key_of(*low), self.key_of(*high));

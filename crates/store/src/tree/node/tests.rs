@@ -62,6 +62,61 @@ fn nonsense_under_a_right_checksum_is_rejected_without_a_panic() {
     }
 }
 
+/// However its cells came to lie, a node has one image; and read over another node, it is as if it were read alone.
+#[test]
+fn a_node_has_one_image_whatever_it_went_through() {
+    let mut over = leaf();
+    let mut x = 7u64;
+    let mut random = |below: usize| {
+        x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (x >> 33) as usize % below
+    };
+    for round in 0..60 {
+        let (mut node, mut model) = (leaf(), leaf().entries());
+        for _ in 0..round * 4 {
+            let (key, value) = (vec![random(40) as u8, random(3) as u8], vec![random(256) as u8; random(50)]);
+            match node.search(&key) {
+                Ok(at) if random(3) == 0 => {
+                    node.remove(at);
+                    model.remove(at);
+                }
+                Ok(at) => {
+                    if node.overwrite(at, &value) {
+                        model[at].1 = value;
+                    }
+                }
+                Err(at) if node.fits(&key, &value) => {
+                    node.insert(at, &key, &value);
+                    model.insert(at, (key, value));
+                }
+                Err(_) => {}
+            }
+        }
+        assert_eq!(node.entries(), model);
+        let mut plain = Node::new(4096, TreeId::Ctg, 0);
+        (plain.block, plain.generation) = (node.block, node.generation);
+        for (i, (key, value)) in model.iter().enumerate() {
+            plain.insert(i, key, value);
+        }
+        let (image, expect) = sealed(&node);
+        assert!(image == sealed(&plain).0, "round {round}");
+        over.parse_over(&image, &expect).expect("whole");
+        let alone = Node::parse(&image, &expect).expect("whole");
+        assert!(over.entries() == model && sealed(&over).0 == image && sealed(&alone).0 == image);
+        assert!((0..model.len()).all(|i| over.search(&model[i].0) == Ok(i)));
+        assert_eq!((over.edges, over.used()), (alone.edges, alone.used()));
+        if random(2) == 0 {
+            over = node;
+        }
+    }
+}
+
+impl Node {
+    fn entries(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
+        (0..self.count()).map(|i| (self.key(i).to_vec(), self.value(i).to_vec())).collect()
+    }
+}
+
 #[test]
 fn unknown_checksums_of_children_are_resolved_when_sealed() {
     let mut node = Node::new(4096, TreeId::Cob, 1);
