@@ -1,6 +1,7 @@
 """The driver alone on emulated controllers: kinds of namespaces and limits, errors, a frozen disk, resets, removal. `nvme-probe`
 holds a controller and does what it is told; faults come from the machine's monitor."""
 
+import collections
 import contextlib
 import mmap
 import os
@@ -19,6 +20,8 @@ PAGE, KIB, MIB = 4096, 1 << 10, 1 << 20
 CC = 0x14  # Controller Configuration.
 CACHED, THROUGH = 0, 1
 SECTOR = 512
+SGLS = pathlib.Path("sgls")  # Written by QEMU: type and length of each SGL that it follows.
+DATA_BLOCK, LAST_SEGMENT = "0x0", "0x3"
 PATIENCE = 180
 
 
@@ -209,8 +212,8 @@ def vectors_of_odd_pieces_at_every_boundary_of_the_list():
     """Pieces of memory that do not follow each other; commands of 1, 2, 3 pages, and of one more and one less than fit."""
     shapes = [(1,), (2,), (1, 1), (1, 2), (3,), (1, 1, 1), (7, 1, 5), (1, 3, 1, 2), (127,), (128,), (129,), (1, 127), (127, 2), (64, 1, 64),
               (5, 250, 1), (255, 2)]
-    for index in (CACHED, THROUGH):
-        with probe(index) as p:
+    for index, sgls in ((CACHED, 0), (CACHED, 1), (THROUGH, 1)):
+        with probe(index, sgls=sgls) as p:
             for seed, shape in enumerate(shapes, 20):
                 offset, pages = 32 * MIB + seed * 3 * PAGE, sum(shape)
                 p("write", 2, offset - PAGE, (pages + 2) * PAGE, 1)
@@ -220,7 +223,35 @@ def vectors_of_odd_pieces_at_every_boundary_of_the_list():
                 p("read", 2, offset + pages * PAGE, PAGE, 1)
             for lens in ("512", f"{PAGE},512", f"{PAGE + 512},{PAGE - 512}"):
                 h.check("unaligned" in p.refused("write", 2, 0, lens, 1), f"{lens} was written")
-    return f"{len(shapes)} shapes on both controllers"
+    return f"{len(shapes)} shapes on both controllers, by PRPs and by SGLs"
+
+
+def followed():
+    """How many SGLs of each type QEMU has followed."""
+    types = re.findall(r"map_sgl type (0x[0-9a-f]+)", SGLS.read_text() if SGLS.exists() else "")
+    return collections.Counter(types)
+
+
+@scenario
+def what_needs_a_list_goes_by_sgls_or_by_prps():
+    """The same vectors, written by one and read by the other: QEMU tells which they were. Two pages and less are PRPs in any case."""
+    shapes = [(1,), (2,), (1, 1), (3,), (1, 2), (1, 1, 1), (32,), (7, 1, 5), (64, 1, 63), (1,) * 120]
+    listed = sum(len(shape) > 1 and sum(shape) > 2 for shape in shapes)
+    longer = sum(sum(shape) > 2 for shape in shapes)
+    for writes, reads in ((1, 0), (0, 1)):
+        for sgls, verb in ((writes, "write"), (reads, "read")):
+            with probe(CACHED, sgls=sgls) as p:
+                before, known = followed(), p("counters")
+                for seed, shape in enumerate(shapes, 100 + 50 * writes):
+                    pieces = [n * PAGE for n in shape]
+                    p(verb, 2, seed * 128 * PAGE % (48 * MIB), ",".join(map(str, pieces)) if verb == "write" else sum(pieces), seed)
+                after, told = followed(), p("counters")
+                ours = tuple(told[name] - known[name] for name in ("sgl_blocks", "sgl_lists"))
+                theirs = tuple((after - before)[kind] for kind in (DATA_BLOCK, LAST_SEGMENT))
+                lists = listed if verb == "write" else 0
+                due = (longer - lists, lists) if sgls else (0, 0)
+                h.check(ours == theirs == due, f"{verb}, sgls={sgls}: blocks and lists {due} are due; sent {ours}, seen {theirs}")
+    return f"{longer} vectors of {len(shapes)}, {listed} of them in several pieces"
 
 
 @scenario

@@ -57,6 +57,8 @@ def main():
             for row in plan["rows"]:
                 tell("shadow", row, ours(address, row, seconds))
                 tell("registers", row, ours(address, row, seconds, "registers"))
+                if row["bytes"] > 2 * 4096:  # Less has no list.
+                    tell("prps", row, ours(address, row, seconds, "prps"))
         figures.write(json.dumps({"clock": (time.monotonic() - began) / (real_time() - real)}) + "\n")
 
 

@@ -1,8 +1,8 @@
 //! `nvme-load`: drives a controller that was given to vfio-pci, as hard as it goes, and counts what the driver did. For
 //! test machines: the disk is written over.
 //!
-//! `nvme-load ADDRESS read|write BYTES DEPTH seconds=N|count=N [registers]` keeps DEPTH commands of BYTES at random places in
-//! flight and polls; `registers` leaves shadow doorbells alone. `nvme-load ADDRESS idle SECONDS` reads with interrupts, as a
+//! `nvme-load ADDRESS read|write BYTES DEPTH seconds=N|count=N [registers] [prps]` keeps DEPTH commands of BYTES at random places in
+//! flight and polls; `registers` leaves shadow doorbells alone, `prps` SGLs. `nvme-load ADDRESS idle SECONDS` reads with interrupts, as a
 //! process that shares its core does, then waits, then reads once more. Each prints one line of JSON.
 
 mod count;
@@ -63,7 +63,7 @@ fn run() -> Outcome<()> {
             let reactor = Reactor::new(ReactorConfig::default())?;
             let ctx = reactor.ctx();
             reactor.block_on(async move {
-                let (arena, controller) = open(&ctx, address, true).await?;
+                let (arena, controller) = open(&ctx, address, Limits::default()).await?;
                 idle(&ctx, &arena, &controller, seconds).await?;
                 Ok(controller.close().await?)
             })
@@ -75,17 +75,25 @@ fn run() -> Outcome<()> {
                 _ => return Err(format!("{until} is neither seconds=N nor count=N").into()),
             };
             let work = Work { write: op == "write", len: bytes.parse()?, depth: depth.parse()?, until };
-            let (address, shadow) = (address.parse()?, rest != ["registers"]);
+            if let Some(unknown) = rest.iter().find(|word| !["registers", "prps"].contains(*word)) {
+                return Err(format!("{unknown} is neither registers nor prps").into());
+            }
+            let address = address.parse()?;
+            let limits = Limits {
+                shadow_doorbells: !rest.contains(&"registers"),
+                sgls: !rest.contains(&"prps"),
+                ..Limits::default()
+            };
             let reactor = Reactor::new(ReactorConfig { idle: Idle::Poll, ..ReactorConfig::default() })?;
             let ctx = reactor.ctx();
             reactor.block_on(async move {
-                let (arena, controller) = open(&ctx, address, shadow).await?;
+                let (arena, controller) = open(&ctx, address, limits).await?;
                 Load::new(&arena, &controller, work)?.measure(&ctx).await?;
                 Ok(controller.close().await?)
             })
         }
         _ => Err(
-            "usage: nvme-load ADDRESS read|write BYTES DEPTH seconds=N|count=N [registers] | idle SECONDS"
+            "usage: nvme-load ADDRESS read|write BYTES DEPTH seconds=N|count=N [registers] [prps] | idle SECONDS"
                 .into(),
         ),
     }
@@ -93,11 +101,10 @@ fn run() -> Outcome<()> {
 
 type Vfio = Rc<Controller<VfioFunction>>;
 
-async fn open(ctx: &Ctx, address: cobalt_nvme::vfio::PciAddress, shadow: bool) -> Outcome<(Arena, Vfio)> {
+async fn open(ctx: &Ctx, address: cobalt_nvme::vfio::PciAddress, limits: Limits) -> Outcome<(Arena, Vfio)> {
     let arena = Arena::new_on_hugepages(ArenaConfig { limit: ARENA })?;
     let wait = Wait { time: Duration::from_secs(5), refuse_living: true };
     let function = VfioFunction::open(ctx, address, ARENA as u64, wait).await?;
-    let limits = Limits { shadow_doorbells: shadow, ..Limits::default() };
     let controller = Controller::open(ctx, function, std::slice::from_ref(&arena), limits).await?;
     Ok((arena, controller))
 }
@@ -140,13 +147,14 @@ impl Load {
         let (now, seconds) = (self.counters(), (ctx.now() - start).as_secs_f64());
         let done = self.done - done;
         println!(
-            "{{\"iops\": {:.0}, \"commands\": {done}, \"seconds\": {seconds:.3}, \"turns\": {}, \"submitting_turns\": {}, \"rings\": {}, \"sq_writes\": {}, \"cq_writes\": {}, \"sq_writes_ever\": {}, \"allocations\": {}, \"armed\": {}, \"retries\": {}, \"resets\": {}}}",
+            "{{\"iops\": {:.0}, \"commands\": {done}, \"seconds\": {seconds:.3}, \"turns\": {}, \"submitting_turns\": {}, \"rings\": {}, \"sq_writes\": {}, \"cq_writes\": {}, \"sgls\": {}, \"sq_writes_ever\": {}, \"allocations\": {}, \"armed\": {}, \"retries\": {}, \"resets\": {}}}",
             done as f64 / seconds,
             self.tally.turns - tally.turns,
             self.tally.submitting - tally.submitting,
             now.io.rings - before.io.rings,
             now.io.sq_writes - before.io.sq_writes,
             now.io.cq_writes - before.io.cq_writes,
+            now.sgl_blocks + now.sgl_lists - before.sgl_blocks - before.sgl_lists,
             now.io.sq_writes,
             self.tally.allocations - tally.allocations,
             now.armed,

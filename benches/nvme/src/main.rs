@@ -32,10 +32,13 @@ fn main() -> Outcome<()> {
     let ctx = reactor.ctx();
     reactor.block_on(async move {
         let arena = Arena::new(ArenaConfig { limit: 64 << 20 })?;
-        for (name, len, write) in
-            [("read 4 KiB", 4096, false), ("write 4 KiB", 4096, true), ("read 128 KiB", 1 << 17, false)]
-        {
-            let config = SoftConfig { hollow: true, latency: None, ..SoftConfig::new(SIZE) };
+        for (name, len, write, sgls) in [
+            ("read 4 KiB", 4096, false, 1),
+            ("write 4 KiB", 4096, true, 1),
+            ("read 128 KiB", 1 << 17, false, 1),
+            ("read 128 KiB by PRPs", 1 << 17, false, 0),
+        ] {
+            let config = SoftConfig { hollow: true, latency: None, sgls, ..SoftConfig::new(SIZE) };
             let soft = Soft::new(&ctx, config, 1);
             let arenas = std::slice::from_ref(&arena);
             let controller = Controller::open(&ctx, soft.clone(), arenas, Limits::default()).await?;

@@ -14,7 +14,7 @@ mod function;
 pub mod limits;
 mod memory;
 mod namespace;
-mod prp;
+mod pointer;
 mod qpair;
 mod request;
 #[cfg(feature = "soft")]

@@ -8,6 +8,8 @@ pub const SLOTS_MAX: u32 = 256;
 pub const ADMIN_SLOTS: u32 = 16;
 /// Entries of a slot's PRP list: one page.
 pub const PRP_LIST_MAX: usize = 512;
+/// Descriptors of a slot's SGL, in the same page.
+pub const SGL_LIST_MAX: usize = 256;
 
 /// What the driver may use, and how long it waits.
 #[derive(Clone, Debug)]
@@ -16,6 +18,8 @@ pub struct Limits {
     pub depth: u32,
     /// Shadow doorbells where they are offered.
     pub shadow_doorbells: bool,
+    /// SGLs where they are offered.
+    pub sgls: bool,
     /// How long a read, write or deallocation may take before it is aborted.
     pub io_time: Duration,
     /// The same for a flush.
@@ -43,6 +47,7 @@ impl Default for Limits {
         Limits {
             depth: SLOTS_MAX,
             shadow_doorbells: true,
+            sgls: true,
             io_time: Duration::from_secs(30),
             flush_time: Duration::from_secs(60),
             admin_time: Duration::from_secs(30),
@@ -63,6 +68,7 @@ impl Limits {
         Limits {
             depth: 8,
             shadow_doorbells: true,
+            sgls: true,
             io_time: Duration::from_millis(20),
             flush_time: Duration::from_millis(30),
             admin_time: Duration::from_millis(20),

@@ -1,6 +1,6 @@
 //! What was asked of a namespace, and the commands that do it.
 
-use crate::prp::BYTES_MAX;
+use crate::pointer::BYTES_MAX;
 use cobalt_base::Nanos;
 use cobalt_bdev::{Io, IoError, Op};
 

@@ -50,5 +50,6 @@ conformance! {
     blocks_of_512: || on(small_blocks());
     no_cache: || on(SoftConfig { volatile_cache: false, mdts: 0, ..SoftConfig::new(SIZE) });
     shadow_doorbells: || on(SoftConfig { shadow_doorbells: true, dstrd: 1, mdts: 1, ..SoftConfig::new(SIZE) });
+    sgls: || on(SoftConfig { sgls: 1, mdts: 8, ..SoftConfig::new(SIZE) });
     small_queue: || on(SoftConfig { queue_entries: 34, ..small_blocks() });
 }

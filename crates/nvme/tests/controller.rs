@@ -79,14 +79,14 @@ fn a_controller_that_is_gone_is_told_from_one_that_is_broken() {
 
 #[test]
 fn every_size_is_split_to_what_the_controller_takes_and_lands_where_it_belongs() {
-    for (shift, mdts, dstrd, shadow) in
-        [(12, 0, 0, false), (9, 1, 2, true), (12, 5, 0, true), (9, 8, 4, false)]
+    for (shift, mdts, dstrd, shadow, sgls) in
+        [(12, 0, 0, false, 0), (9, 1, 2, true, 1), (12, 5, 0, true, 0x0302), (9, 8, 4, false, 1)]
     {
         run(move |ctx, arena| async move {
             let namespaces =
                 vec![SoftNamespace::new(shift, 2 * MIB), SoftNamespace::new(shift, 8 * MIB + 512)];
             let config =
-                SoftConfig { namespaces, mdts, dstrd, shadow_doorbells: shadow, ..SoftConfig::new(0) };
+                SoftConfig { namespaces, mdts, dstrd, shadow_doorbells: shadow, sgls, ..SoftConfig::new(0) };
             let (soft, controller) = open(&ctx, &arena, config).await.expect("it comes up");
             let (small, large) = (device(&controller, 1), device(&controller, 2));
             assert_eq!(large.identify().size, 8 * MIB, "what is not a whole page is not used");
@@ -112,6 +112,40 @@ fn every_size_is_split_to_what_the_controller_takes_and_lands_where_it_belongs()
             drop((small, large));
             controller.close().await.expect("it stops");
             assert!(!soft.is_enabled());
+        });
+    }
+}
+
+#[test]
+fn sgls_are_used_for_more_than_two_pages_where_they_are_offered_and_wanted() {
+    for (sgls, wanted, used) in
+        [(1, true, true), (2, true, true), (0, true, false), (3, true, false), (1, false, false)]
+    {
+        run(move |ctx, arena| async move {
+            let soft = Soft::new(&ctx, SoftConfig { sgls, ..SoftConfig::new(MIB) }, 7);
+            let limits = Limits { sgls: wanted, ..Limits::tiny() };
+            let controller = Controller::open(&ctx, soft.clone(), std::slice::from_ref(&arena), limits).await;
+            let controller = controller.expect("it comes up");
+            let device = device(&controller, 1);
+            // Apart, since what lies between is kept; one piece; one and two pages.
+            let memory = filled(&arena, 8 * 4096, 1).freeze();
+            let apart = [0, 2, 5].map(|page| memory.slice(page * 4096..(page + 1) * 4096));
+            device.write(0, WriteData::from_iter(apart), false).await.expect("a write");
+            device.write(4 * 4096, data(&arena, 1 << 17, 2), true).await.expect("a write");
+            assert!(holds(&device, &arena, 0, 3 * 4096, 1).await);
+            assert!(holds(&device, &arena, 3 * 4096, 4096, 0).await);
+            // After a reset as before it.
+            device.flush().await.expect("a flush");
+            soft.fail();
+            ctx.sleep(Duration::from_millis(100)).await;
+            assert!(holds(&device, &arena, 4 * 4096, 1 << 17, 2).await);
+            assert!(holds(&device, &arena, 0, 2 * 4096, 1).await);
+            let (ours, theirs) = (controller.counters(), soft.counters());
+            assert_eq!(controller.counters().resets, 1);
+            assert_eq!((ours.sgl_blocks, ours.sgl_lists), if used { (3, 1) } else { (0, 0) }, "{sgls:#x}");
+            assert_eq!((theirs.sgl_blocks, theirs.sgl_lists), (ours.sgl_blocks, ours.sgl_lists));
+            assert_eq!(theirs.prp_lists, if used { 0 } else { 4 });
+            assert_eq!(soft.violations(), Vec::<String>::new());
         });
     }
 }

@@ -7,7 +7,7 @@ use crate::function::Function;
 use crate::limits::{ADMIN_SLOTS, SLOTS_MAX};
 use crate::memory::{Maps, PAGE, Shared};
 use crate::namespace::Namespace;
-use crate::prp;
+use crate::pointer;
 use crate::qpair::{QueuePair, ShadowDoorbells};
 use crate::request::Slot;
 use crate::spec::command::feature;
@@ -167,10 +167,11 @@ impl<F: Function> Controller<F> {
             serial: text(&data.sn),
             model: text(&data.mn),
             firmware: text(&data.fr),
-            transfer_max: most.min(prp::BYTES_MAX as u64),
+            transfer_max: most.min(pointer::BYTES_MAX as u64),
             deallocates: data.oncs.get() & 4 != 0,
             volatile_cache: cached,
             shadow_doorbells: self.limits.shadow_doorbells && data.oacs.get() & 1 << 8 != 0,
+            sgl_max: if self.limits.sgls { data.sgl_descriptors() } else { 0 },
             shutdown_us: data.rtd3e.get(),
         };
         Ok((identity, data))

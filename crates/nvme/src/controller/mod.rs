@@ -13,7 +13,7 @@ use crate::function::Function;
 use crate::limits::Limits;
 use crate::memory::{Maps, PAGE, Shared};
 use crate::namespace::Namespace;
-use crate::prp;
+use crate::pointer::{self, List, Pointer};
 use crate::qpair::{QueueCounters, QueuePair, ShadowDoorbells};
 use crate::request::{Request, Slot, Span, Stage, span};
 use crate::spec::command::{DEALLOCATE, DsmRange};
@@ -80,6 +80,9 @@ impl fmt::Display for Life {
 pub struct Counters {
     /// Of the I/O queue pair.
     pub io: QueueCounters,
+    /// Commands whose data is one SGL descriptor, and those that have a list of them. All others have PRPs, or no data.
+    pub sgl_blocks: u64,
+    pub sgl_lists: u64,
     /// Commands that were issued again.
     pub retries: u64,
     pub timeouts: u64,
@@ -107,6 +110,8 @@ pub struct Identity {
     pub volatile_cache: bool,
     /// Shadow doorbells are offered, and used.
     pub shadow_doorbells: bool,
+    /// Most SGL descriptors of a command; zero: SGLs are not offered, or not used.
+    pub sgl_max: u32,
     /// Longest shutdown that it announces, in microseconds; zero is unknown.
     pub shutdown_us: u32,
 }
@@ -117,7 +122,7 @@ pub(crate) struct Queues {
     pub shadow: Option<ShadowDoorbells>,
     /// Whether the controller was told of them.
     pub shadow_used: bool,
-    /// One page of PRP entries, or of ranges, for each slot.
+    /// One page for each slot: of PRP entries, SGL descriptors or ranges.
     pub lists: Shared,
     /// What admin commands fill.
     pub page: Shared,
@@ -276,7 +281,7 @@ impl<F: Function> Controller<F> {
         let refusal = {
             let mut inner = self.inner.borrow_mut();
             let refusal = match &inner.life {
-                Life::Starting | Life::Ready if !prp::reachable(&inner.maps, &io.op) => {
+                Life::Starting | Life::Ready if !pointer::reachable(&inner.maps, &io.op) => {
                     Some(failed(span(&io.op), "its memory is not mapped for the controller"))
                 }
                 Life::Starting | Life::Ready => None,
@@ -440,7 +445,7 @@ impl Inner {
 
     /// Writes a slot's command into the queue.
     pub fn issue(&mut self, index: u8, limits: &Limits) {
-        let Inner { slots, requests, queues, namespaces, maps, now, .. } = self;
+        let Inner { slots, requests, queues, namespaces, maps, now, identity, counters, .. } = self;
         let slot = &mut slots[usize::from(index)];
         let (request, Some(queues)) = (&requests[slot.request], queues) else {
             unreachable!("a ready controller has queues")
@@ -454,7 +459,8 @@ impl Inner {
         slot.due = *now + if matches!(request.io.op, Op::Flush) { limits.flush_time } else { limits.io_time };
         let ns = &namespaces[request.ns];
         let span = request.span_of(slot.part);
-        let (list, blocks) = (usize::from(index) * PAGE, span.len >> ns.block_shift);
+        let list = List { pages: &queues.lists, at: usize::from(index) * PAGE };
+        let blocks = span.len >> ns.block_shift;
         let slba = span.offset >> ns.block_shift;
         let mut command = match &request.io.op {
             Op::Read { .. } => Command::new(nvm::READ, ns.nsid).blocks(slba, blocks as u32),
@@ -465,9 +471,9 @@ impl Inner {
             Op::Flush => Command::new(nvm::FLUSH, ns.nsid),
             Op::Deallocate { .. } => {
                 let range = DsmRange { attributes: 0.into(), len: (blocks as u32).into(), slba: slba.into() };
-                queues.lists.write(list, &range);
+                list.pages.write(list.at, &range);
                 let mut command = Command::new(nvm::DATASET_MANAGEMENT, ns.nsid);
-                command.prp1 = queues.lists.iova().offset(list).0.into();
+                command.prp1 = list.iova().into();
                 command.cdw11 = DEALLOCATE.into();
                 command
             }
@@ -475,8 +481,12 @@ impl Inner {
         command.cid = (u16::from(slot.generation) << 8 | u16::from(index)).into();
         let at = usize::try_from(u64::from(slot.part) * request.part).expect("an offset in memory");
         let len = usize::try_from(span.len).unwrap_or(0);
-        let pointed = prp::point(&mut command, maps, &request.io.op, at, len, &queues.lists, list);
-        assert!(pointed.is_some(), "memory was checked when the operation came");
+        let pointer = pointer::point(&mut command, maps, &request.io.op, at, len, list, identity.sgl_max);
+        match pointer.expect("memory was checked when the operation came") {
+            Pointer::Prps => {}
+            Pointer::SglBlock => counters.sgl_blocks += 1,
+            Pointer::SglList => counters.sgl_lists += 1,
+        }
         queues.io.push(&command);
     }
 

@@ -188,6 +188,7 @@ impl State {
                 data.vwc = u8::from(config.volatile_cache);
                 data.oacs = (u16::from(config.shadow_doorbells) << 8).into();
                 data.oncs = (u16::from(config.deallocates) << 2).into();
+                data.sgls = config.sgls.into();
                 Some(data.as_bytes().to_vec())
             }
             cns::ACTIVE_NAMESPACES => {

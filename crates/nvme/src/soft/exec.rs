@@ -56,7 +56,9 @@ impl State {
             if !self.outstanding.borrow_mut().insert((id, command.cid.get())) {
                 self.violation(format!("identifier {:#x} of queue {id} is in use", command.cid.get()));
             }
-            if command.flags != 0 || command.metadata.get() != 0 {
+            // Of what has data, who looks for it judges how it is pointed to.
+            let data = id > 0 && matches!(command.opcode, nvm::READ | nvm::WRITE);
+            if command.flags != 0 && !data || command.metadata.get() != 0 {
                 self.violation(format!("reserved fields are set: {command:?}"));
             }
             if id == 0 { self.start_admin(command) } else { self.start(id, command) }
@@ -218,8 +220,8 @@ impl State {
         self.later(time, move |state| {
             if state.hung.borrow().contains(&(id, command.cid.get())) {
                 state.count(|c| c.late_dma += 1);
-                for page in state.pages(&command).unwrap_or_default() {
-                    state.reach(state.dma.borrow().write(page, &[GARBAGE; PAGE as usize]));
+                for (address, len) in state.pieces(&command).unwrap_or_default() {
+                    state.reach(state.dma.borrow().write(address, &vec![GARBAGE; len]));
                 }
             }
         });
@@ -293,29 +295,8 @@ impl State {
         self.complete(0, cid, Status::SUCCESS, event);
     }
 
-    /// The pages of a command, through its PRPs.
-    fn pages(&self, command: &Command) -> Option<Vec<u64>> {
-        let shift = self.config.namespaces.get(command.nsid.get() as usize - 1)?.block_shift;
-        let bytes = u64::from(command.block_count()) << shift;
-        let count = bytes.div_ceil(PAGE);
-        let mut pages = vec![command.prp1.get()];
-        match count {
-            0 | 1 => {}
-            2 => pages.push(command.prp2.get()),
-            _ => {
-                for n in 0..count - 1 {
-                    pages.push(self.dma.borrow().read64(command.prp2.get() + n * 8)?);
-                }
-            }
-        }
-        if let Some(bad) = pages.iter().find(|page| !page.is_multiple_of(PAGE)) {
-            self.violation(format!("PRP entry {bad:#x} is not aligned"));
-        }
-        Some(pages)
-    }
-
     /// Does an I/O command.
-    fn perform(&self, command: &Command) -> Status {
+    pub(super) fn perform(&self, command: &Command) -> Status {
         let index = (command.nsid.get() as usize).wrapping_sub(1);
         let Some(ns) = self.config.namespaces.get(index) else {
             self.violation(format!("there is no namespace {}", command.nsid.get()));
@@ -339,19 +320,21 @@ impl State {
                     self.violation(format!("blocks {slba}+{count} are out of range, or too many at a time"));
                     return Status::of(0, 0x80).dnr();
                 }
-                let Some(pages) = self.pages(command) else { return Status::of(0, 0x04) };
-                let bytes = (count << shift) as usize;
-                let start = (slba << shift) as usize;
-                for (page, at) in pages.iter().zip((0..bytes).step_by(PAGE as usize)) {
-                    let len = (bytes - at).min(PAGE as usize);
-                    let part = &mut space.current[start + at..][..len];
+                let pieces = match self.pieces(command) {
+                    Ok(pieces) => pieces,
+                    Err(status) => return status,
+                };
+                let mut rest = &mut space.current[(slba << shift) as usize..];
+                for (address, len) in pieces {
+                    let (part, behind) = rest.split_at_mut(len);
                     let dma = self.dma.borrow();
                     let reached = if command.opcode == nvm::READ {
-                        dma.write(*page, part)
+                        dma.write(address, part)
                     } else {
-                        dma.read(*page, part)
+                        dma.read(address, part)
                     };
                     self.reach(reached);
+                    rest = behind;
                 }
                 if command.opcode == nvm::WRITE {
                     space.changed(slba..slba + count, shift, durable);

@@ -7,6 +7,7 @@ mod admin;
 mod dma;
 mod exec;
 mod plan;
+mod pointer;
 
 pub use admin::AdminFaults;
 pub use plan::{Faults, Found, SoftConfig, SoftNamespace};
@@ -36,6 +37,10 @@ pub struct SoftCounters {
     pub fua_writes: u64,
     pub flushes: u64,
     pub deallocates: u64,
+    /// Reads and writes by how their data was pointed to; one or two PRPs are not counted.
+    pub prp_lists: u64,
+    pub sgl_blocks: u64,
+    pub sgl_lists: u64,
     pub aborts: u64,
     pub statuses: u64,
     pub hangs: u64,
@@ -231,6 +236,30 @@ impl Soft {
     /// Whether the controller may reach memory.
     pub fn is_enabled(&self) -> bool {
         self.0.regs.borrow().cc & 1 != 0 && self.0.bus_master.get() && self.0.removed.get().is_none()
+    }
+}
+
+#[cfg(test)]
+impl Soft {
+    /// Maps an arena, without a driver.
+    pub(crate) fn reach_all(&self, arena: &Arena) -> Iova {
+        self.0.dma.borrow_mut().add(arena)
+    }
+
+    /// Does an I/O command, without a queue.
+    pub(crate) fn do_now(&self, command: &crate::spec::Command) -> crate::spec::Status {
+        self.0.perform(command)
+    }
+
+    /// The bytes that a read's or write's data pointer stands for.
+    pub(crate) fn behind(&self, command: &crate::spec::Command) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (address, len) in self.0.pieces(command).expect("it points to something") {
+            let at = bytes.len();
+            bytes.resize(at + len, 0);
+            assert!(self.0.dma.borrow().read(address, &mut bytes[at..]), "{address:#x} is out of reach");
+        }
+        bytes
     }
 }
 

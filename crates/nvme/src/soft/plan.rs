@@ -32,6 +32,8 @@ pub struct SoftConfig {
     pub dstrd: u8,
     pub volatile_cache: bool,
     pub shadow_doorbells: bool,
+    /// As in Identify: bits 1:0 whether it takes SGLs, bits 15:8 how many descriptors it recommends at most.
+    pub sgls: u32,
     pub deallocates: bool,
     /// Smallest page, as in CAP.MPSMIN.
     pub page_shift: u8,
@@ -54,6 +56,7 @@ impl SoftConfig {
             dstrd: 0,
             volatile_cache: true,
             shadow_doorbells: false,
+            sgls: 0,
             deallocates: true,
             page_shift: 0,
             latency: Some((Duration::from_micros(5), Duration::from_micros(80))),

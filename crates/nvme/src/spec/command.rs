@@ -1,5 +1,6 @@
 //! Submission queue entries (4.1.1).
 
+use super::sgl::SglDescriptor;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -39,12 +40,13 @@ pub mod feature {
 #[repr(C)]
 pub struct Command {
     pub opcode: u8,
-    /// FUSE and PSDT: zero, no fused commands and PRPs.
+    /// FUSE, which is zero: no fused commands. PSDT: zero, PRPs, or [`SGL`].
     pub flags: u8,
     pub cid: U16,
     pub nsid: U32,
     pub cdw2: [U32; 2],
     pub metadata: U64,
+    /// The data pointer: two PRP entries, or one SGL descriptor.
     pub prp1: U64,
     pub prp2: U64,
     pub cdw10: U32,
@@ -81,6 +83,21 @@ impl Command {
         (self.cdw12.get() & 0xffff) + 1
     }
 
+    /// Its data pointer is an SGL's first descriptor.
+    pub fn set_sgl(&mut self, first: SglDescriptor) {
+        self.flags = SGL;
+        self.prp1 = first.address;
+        self.prp2 = (u64::from(first.len.get()) | u64::from(first.kind) << 56).into();
+    }
+
+    /// The first descriptor of its SGL.
+    pub fn sgl(&self) -> SglDescriptor {
+        let mut bytes = [0; size_of::<SglDescriptor>()];
+        bytes[..8].copy_from_slice(self.prp1.as_bytes());
+        bytes[8..].copy_from_slice(self.prp2.as_bytes());
+        SglDescriptor::read_from_bytes(&bytes).expect("a descriptor's bytes")
+    }
+
     /// Durable when complete (FUA).
     pub fn fua(mut self) -> Command {
         self.cdw12.set(self.cdw12.get() | FUA);
@@ -88,6 +105,8 @@ impl Command {
     }
 }
 
+/// In the flags, PSDT 01b: the data pointer is an SGL; no metadata, so what it says of its pointer matters not.
+pub const SGL: u8 = 1 << 6;
 /// Force Unit Access, in CDW12.
 pub const FUA: u32 = 1 << 30;
 /// Deallocate, in CDW11 of Dataset Management.

@@ -43,6 +43,12 @@ impl Status {
     /// Invalid Field in Command (02h), not to be retried.
     pub const INVALID_FIELD: Status = Status(0x02 | DNR);
 
+    /// SGL descriptors that no controller takes, not to be retried.
+    pub const SGL_SEGMENT_INVALID: Status = Status(0x0d | DNR);
+    pub const SGL_LENGTH_INVALID: Status = Status(0x0f | DNR);
+    pub const SGL_TYPE_INVALID: Status = Status(0x11 | DNR);
+    pub const SGL_GRANULARITY_INVALID: Status = Status(0x1e | DNR);
+
     /// Of a type and a code.
     pub fn of(kind: u8, code: u8) -> Status {
         Status(u16::from(kind & 7) << 8 | u16::from(code))

@@ -58,7 +58,12 @@ pub struct IdentifyController {
     pub awun: U16,
     /// Blocks that are written whole or not at all when the power fails, counted from zero.
     pub awupf: U16,
-    pub reserved_530: [u8; 3566],
+    pub nvscc: u8,
+    pub nwpc: u8,
+    pub reserved_532: [u8; 4],
+    /// SGLs for NVM commands: bits 1:0 whether, bits 15:8 the recommended most descriptors of a command (zero: any).
+    pub sgls: U32,
+    pub reserved_540: [u8; 3556],
 }
 
 const _: () = assert!(size_of::<IdentifyController>() == LEN);
@@ -68,6 +73,20 @@ const _: () = assert!(std::mem::offset_of!(IdentifyController, oacs) == 256);
 const _: () = assert!(std::mem::offset_of!(IdentifyController, sqes) == 512);
 const _: () = assert!(std::mem::offset_of!(IdentifyController, oncs) == 520);
 const _: () = assert!(std::mem::offset_of!(IdentifyController, awupf) == 528);
+const _: () = assert!(std::mem::offset_of!(IdentifyController, sgls) == 536);
+
+impl IdentifyController {
+    /// Most SGL descriptors of a command; zero where it takes no SGLs. Whether it wants data blocks at double words (10b) or at
+    /// any byte (01b) matters not for whole pages; what 11b wants is not said.
+    pub fn sgl_descriptors(&self) -> u32 {
+        let sgls = self.sgls.get();
+        match (sgls & 3, sgls >> 8 & 0xff) {
+            (0 | 3, _) => 0,
+            (_, 0) => u32::MAX,
+            (_, most) => most,
+        }
+    }
+}
 
 /// Identify Namespace (NVM 4.1.5.1).
 #[derive(Clone, Debug, FromBytes, Immutable, IntoBytes, KnownLayout)]
@@ -152,7 +171,8 @@ pub fn text(field: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{command_set, text};
+    use super::{IdentifyController, command_set, text};
+    use zerocopy::FromZeros;
 
     #[test]
     fn descriptors_of_any_kind_are_walked_and_never_past_their_end() {
@@ -162,6 +182,19 @@ mod tests {
         assert_eq!(command_set(&[1, 2, 0, 0, 9, 9, 4, 1, 0, 0, 1, 0, 0, 0, 0]), 1);
         assert_eq!(command_set(&[4, 1, 0, 0]), 0, "cut off");
         assert_eq!(command_set(&[1, 255, 0, 0, 4, 1, 0, 0, 2]), 0, "longer than the page");
+    }
+
+    #[test]
+    fn sgls_are_taken_where_their_alignment_is_known_and_as_many_as_are_wanted() {
+        let told = |sgls: u32| {
+            let mut page = IdentifyController::new_zeroed();
+            page.sgls = sgls.into();
+            page.sgl_descriptors()
+        };
+        assert_eq!([told(0), told(1), told(2), told(3)], [0, u32::MAX, u32::MAX, 0]);
+        assert_eq!(told(0x0701), 7);
+        assert_eq!(told(0x0700), 0);
+        assert_eq!(told(0x000f_0002), u32::MAX, "bit buckets, metadata and longer lists are of no use here");
     }
 
     #[test]

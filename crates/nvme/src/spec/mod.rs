@@ -6,6 +6,8 @@ pub mod completion;
 pub mod identify;
 pub mod log;
 pub mod registers;
+pub mod sgl;
 
 pub use command::{Command, admin, nvm};
 pub use completion::{Completion, Status};
+pub use sgl::SglDescriptor;

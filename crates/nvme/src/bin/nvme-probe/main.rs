@@ -1,8 +1,8 @@
 //! What test machines run to try the driver on an emulated controller: it holds one, and does what it is told on its standard
 //! input, a line at a time, each answered by a line. Faults come from outside, between the lines. Not part of the product.
 //!
-//! `nvme-probe ADDRESS [depth=N] [entries=N] [io_ms=N] [abort_ms=N]`. Offsets and lengths are in bytes; `N,N` are the pieces
-//! of memory of one write; the content follows from place and seed, seed 0 is zeros.
+//! `nvme-probe ADDRESS [depth=N] [entries=N] [io_ms=N] [abort_ms=N] [sgls=0]`. Offsets and lengths are in bytes; `N,N` are the
+//! pieces of memory of one write; the content follows from place and seed, seed 0 is zeros.
 
 #![expect(
     clippy::disallowed_methods,
@@ -192,6 +192,8 @@ impl Probe {
             ("submitted", counters.io.submitted),
             ("completed", counters.io.completed),
             ("rings", counters.io.rings),
+            ("sgl_blocks", counters.sgl_blocks),
+            ("sgl_lists", counters.sgl_lists),
             ("retries", counters.retries),
             ("timeouts", counters.timeouts),
             ("aborts", counters.aborts),
@@ -255,6 +257,7 @@ fn options(words: &[String]) -> Outcome<Options> {
     for word in words {
         match word.split_once('=') {
             Some(("depth", n)) => options.limits.depth = number(n)?,
+            Some(("sgls", n)) => options.limits.sgls = number::<u8>(n)? > 0,
             Some(("entries", n)) => options.entries = Some(number(n)?),
             Some(("io_ms", n)) => options.limits.io_time = Duration::from_millis(number(n)?),
             Some(("abort_ms", n)) => options.limits.abort_time = Duration::from_millis(number(n)?),

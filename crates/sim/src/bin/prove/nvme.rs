@@ -110,6 +110,7 @@ fn config(rng: &mut StdRng) -> SoftConfig {
         volatile_cache: rng.random_range(0..4) > 0,
         shadow_doorbells: rng.random(),
         deallocates: rng.random_range(0..4) > 0,
+        sgls: [0, 1, 2, 3, 0x0401][rng.random_range(0..5)],
         found: found[rng.random_range(0..found.len())],
         faults,
         ..SoftConfig::new(0)
@@ -408,6 +409,9 @@ fn count(soft: &Soft, tally: &Tally, driver: cobalt_nvme::Counters, held: usize)
         ("hangs", seen.hangs),
         ("late_dma", seen.late_dma),
         ("illegal", seen.illegal),
+        ("prp_lists", seen.prp_lists),
+        ("sgl_blocks", seen.sgl_blocks),
+        ("sgl_lists", seen.sgl_lists),
         ("aborts", driver.aborts),
         ("retries", driver.retries),
         ("resets", driver.resets),
