@@ -8,10 +8,11 @@ use crate::ctg::CtgOp;
 use crate::error::StoreError;
 use crate::few::{Crcs, Pieces};
 use crate::intent::{Bytes, Inline, Intent, Map};
+use crate::numbers;
 use crate::schema::{self, COB, COUNT_KEY, CobRow, DEAD, FENCE, MapRow, Parts, TOMB, fid_key};
 use crate::stage::Stage;
 use crate::tree::{Miss, TreeId};
-use crate::tx::Extent;
+use crate::tx::{Extent, Leaves};
 use cobalt_base::canary::{Canary, planted};
 use cobalt_base::{BLOCK_SIZE, Corrupt, Fid, Lsn, SessionId};
 use smallvec::SmallVec;
@@ -93,6 +94,12 @@ pub(crate) fn run(
     Ok(())
 }
 
+/// Tells the stage where the rows of a map were found.
+pub(crate) fn expect(stage: &Stage, map: &Map, [cob, extmap]: Leaves) {
+    stage.expect(TreeId::Cob, &fid_key(COB, map.fid), cob);
+    stage.expect(TreeId::Extmap, &schema::extmap_key(map.fid, map.offset), extmap);
+}
+
 /// Puts a change of a catalogue on the stage.
 pub(crate) fn change_ctg(stage: &Stage, op: &CtgOp) {
     let (CtgOp::Put { ctg, key, .. } | CtgOp::Delete { ctg, key }) = op;
@@ -140,8 +147,8 @@ pub(crate) fn judge_cob(stage: &Stage, fid: Fid) -> Result<Option<CobRow>, Halt>
 }
 
 fn cob_row(stage: &Stage, fid: Fid) -> Result<Option<CobRow>, Halt> {
-    let row = stage.get_with(TreeId::Cob, &fid_key(COB, fid), |value| schema::decode("cob row", value))?;
-    Ok(row.transpose()?)
+    let read = |value: &[u8]| numbers::cob(value).map_or_else(|| schema::decode("cob row", value), Ok);
+    Ok(stage.get_with(TreeId::Cob, &fid_key(COB, fid), read)?.transpose()?)
 }
 
 /// The count of cobs that exist.
@@ -202,7 +209,7 @@ fn map_range(stage: &Stage, shape: Shape, lsn: Lsn, map: &Map, fx: &mut Effects)
     fx.taken.extend_from_slice(&map.extents);
     let whole = Parts { generation: row.generation, ..whole };
     if row_size(whole.extents, whole.crcs) <= shape.row_max {
-        stage.put(TreeId::Extmap, schema::extmap_key(map.fid, map.offset), schema::encode(&whole));
+        stage.put(TreeId::Extmap, schema::extmap_key(map.fid, map.offset), schema::encode_parts(&whole));
     } else {
         for (offset, piece) in split_rows(whole, map.offset, chunk, shape.row_max) {
             stage.put(TreeId::Extmap, schema::extmap_key(map.fid, offset), schema::encode(&piece));
@@ -210,12 +217,12 @@ fn map_range(stage: &Stage, shape: Shape, lsn: Lsn, map: &Map, fx: &mut Effects)
     }
     row.blocks = row.blocks.saturating_add(whole.blocks());
     row.size = row.size.max(map.offset + map.len);
-    stage.put(TreeId::Cob, fid_key(COB, map.fid), schema::encode(&row));
+    stage.put(TreeId::Cob, fid_key(COB, map.fid), numbers::of_cob(&row).bytes());
     Ok(())
 }
 
 fn map_row(value: &[u8]) -> Result<MapRow, Corrupt> {
-    schema::decode("extmap row", value)
+    numbers::map_row(value).map_or_else(|| schema::decode("extmap row", value), Ok)
 }
 
 /// A cob's first row at or behind `from`, and its offset. One that begins right there is read where it lies.

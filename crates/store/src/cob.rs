@@ -1,5 +1,6 @@
 //! What callers see of a component object.
 
+use crate::tree::Hint;
 use cobalt_base::Fid;
 use cobalt_dma::Slice;
 
@@ -19,6 +20,8 @@ pub struct Cob {
     pub(crate) attrs: CobAttrs,
     /// The generation that was found; `None` when the cob is yet to be created.
     pub(crate) generation: Option<u64>,
+    /// The leaf that has its row.
+    pub(crate) leaf: Option<Hint>,
 }
 
 /// Attributes of a cob that exists.

@@ -10,11 +10,11 @@ use crate::apply::{self, Effects, Halt};
 use crate::ctg::{self, CtgOp, CtgView};
 use crate::error::StoreError;
 use crate::inline::Promise;
-use crate::intent::{self, Intent};
+use crate::intent::{self, Inline, Intent};
 use crate::stage::Stage;
 use crate::store::{Applied, Core};
 use crate::tree::{EpochGuard, Miss};
-use crate::tx::{Extent, Reservations, TxClass};
+use crate::tx::{Extent, Leaves, Reservations, TxClass};
 use cobalt_base::Lsn;
 use cobalt_base::canary::{Canary, planted};
 use cobalt_reactor::Step;
@@ -45,6 +45,8 @@ pub(crate) struct Work {
     /// Journal space; held until the record is written.
     _room: Option<crate::journal::ring::Room>,
     pub(crate) reservations: Reservations,
+    /// Of its first intent, if that is a map.
+    pub(crate) leaves: Leaves,
     pub(crate) epoch: Option<EpochGuard>,
     /// Its place among the unwritten bytes, until it is applied.
     pub(crate) promise: Option<Promise>,
@@ -55,8 +57,17 @@ pub(crate) struct Work {
 
 impl Work {
     pub(crate) fn new(class: TxClass, kind: Kind, room: Option<crate::journal::ring::Room>) -> Work {
-        let reservations = Reservations::new();
-        Work { class, kind, _room: room, reservations, epoch: None, promise: None, reply: None, waited: 0 }
+        Work {
+            class,
+            kind,
+            _room: room,
+            reservations: Reservations::new(),
+            leaves: [None; 2],
+            epoch: None,
+            promise: None,
+            reply: None,
+            waited: 0,
+        }
     }
 
     fn answer(&mut self, result: Result<Lsn, StoreError>) {
@@ -313,6 +324,9 @@ impl Core {
     fn attempt(&self, group: &mut Group, work: &Work, lsn: Lsn, fx: &mut Effects) -> Result<(), Halt> {
         match &work.kind {
             Kind::Fixed(intents) => {
+                if let Some(Intent::Map(map) | Intent::Inline(Inline { map, .. })) = intents.first() {
+                    apply::expect(&group.stage, map, work.leaves);
+                }
                 apply::run(&group.stage, self.shape, lsn, intents, fx)?;
                 if !intents.is_empty() {
                     intent::encode(intents, &mut group.payload);

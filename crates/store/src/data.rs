@@ -8,7 +8,7 @@ use crate::error::StoreError;
 use crate::geometry::Region;
 use crate::inline::{Carried, map_of};
 use crate::intent::{Intent, Map};
-use crate::schema::{self, Parts};
+use crate::schema::{self, COB, Parts};
 use crate::store::{Core, Store};
 use crate::tree::TreeId;
 use crate::tx::{Committed, DataStable, Extent, Extents, Reservations, SealedTx, Tx, TxClass};
@@ -63,6 +63,7 @@ impl Store {
             reservations: Reservations::new(),
             room,
             epoch: core.forest.long_epoch(),
+            leaves: [None; 2],
             near: None,
         })
     }
@@ -78,10 +79,11 @@ impl Store {
         if chunk == 0 || u64::from(chunk) % BLOCK_SIZE != 0 || chunk > CHUNK_MAX {
             return Err(StoreError::Invalid(format!("a chunk of {chunk} bytes")));
         }
-        let row = core
+        let key = schema::fid_key(COB, fid);
+        let (row, leaf) = core
             .look(|stage| {
                 stage.set_unfenced(core.unfenced.get());
-                apply::judge_cob(stage, fid)
+                Ok((apply::judge_cob(stage, fid)?, stage.leaf_of(TreeId::Cob, &key)))
             })
             .await?;
         core.unfenced.set(Some(fid.session));
@@ -98,7 +100,7 @@ impl Store {
             let replaced = row.blocks <= tx.data_max.div_ceil(BLOCK_SIZE);
             tx.near = (!replaced).then_some(fid);
         }
-        Ok(Cob { fid, attrs, generation: row.map(|r| r.generation) })
+        Ok(Cob { fid, attrs, generation: row.map(|r| r.generation), leaf })
     }
 
     /// Step 7: blocks for `bytes`, reserved in memory, next to the cob's last ones where that is possible.
@@ -165,7 +167,10 @@ impl Store {
         };
         // The leaf that will change is brought into memory now, so that the commit does not wait for it.
         let key = schema::extmap_key(map.fid, map.offset);
-        core.look(|_| Ok(core.forest.touch(TreeId::Extmap, &key)?)).await?;
+        let leaf = core.look(|_| Ok(core.forest.touch_hinted(TreeId::Extmap, &key)?)).await?;
+        if tx.intents.is_empty() {
+            tx.leaves = [cob.leaf, leaf];
+        }
         tx.intents.push(Intent::Map(map));
         Ok(())
     }
@@ -249,6 +254,7 @@ impl Store {
         };
         let mut work = Work::new(tx.class, Kind::Fixed(intents), Some(tx.room));
         work.promise = promise;
+        work.leaves = tx.leaves;
         work.reservations = tx.reservations;
         work.epoch = Some(tx.epoch);
         let lsn = self.0.submit(work).await?;

@@ -3,6 +3,7 @@
 
 use crate::ctg::CtgOp;
 use crate::few::{Crcs, Pieces};
+use crate::numbers;
 use cobalt_base::{Corrupt, Fid, SessionId};
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -122,7 +123,11 @@ pub(crate) enum Intent {
 pub(crate) fn encode(intents: &[Intent], out: &mut Vec<u8>) {
     let at = out.len();
     out.extend_from_slice(&[0; 4]);
-    postcard::to_io(intents, &mut *out).expect("plain data in memory always encodes");
+    let map = if let [Intent::Map(map)] = intents { numbers::of_map(map) } else { None };
+    match map {
+        Some(map) => out.extend_from_slice(map.bytes()),
+        None => drop(postcard::to_io(intents, &mut *out).expect("plain data in memory always encodes")),
+    }
     let len = u32::try_from(out.len() - at - 4).expect("admission bounds a transaction far below 4 GiB");
     out[at..at + 4].copy_from_slice(&len.to_le_bytes());
 }

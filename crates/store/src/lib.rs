@@ -23,6 +23,7 @@ mod few;
 mod inline;
 mod intent;
 mod journal;
+mod numbers;
 mod read;
 mod schema;
 mod stage;

@@ -2,6 +2,7 @@
 //! is number order; the first byte tells kinds of rows apart.
 
 use crate::few::{Crcs, Pieces};
+use crate::numbers;
 use crate::tx::Extent;
 use cobalt_base::{BLOCK_SIZE, Corrupt, Fid, SessionId};
 use serde::{Deserialize, Serialize};
@@ -168,6 +169,11 @@ pub(crate) fn encode<T: Serialize>(value: &T) -> Value {
             SmallVec::from_vec(postcard::to_stdvec(value).expect("plain data in memory always encodes"))
         }
     }
+}
+
+/// The same of an extent-map row.
+pub(crate) fn encode_parts(row: &Parts<'_>) -> Value {
+    numbers::of_parts(row).map_or_else(|| encode(row), |numbers| Value::from_slice(numbers.bytes()))
 }
 
 /// Reads a row's value.

@@ -46,16 +46,21 @@ struct Row {
     leaf: Option<Hint>,
 }
 
-/// A key that was read last, and its leaf.
-type Seen = (SmallVec<[u8; 32]>, Hint);
+/// What is known of a key.
+struct Seen {
+    key: SmallVec<[u8; 32]>,
+    leaf: Option<Hint>,
+    /// Where it would be in the order of its tree, which has not changed since: it is not in it.
+    gap: Option<usize>,
+}
 
 /// The trees with pending changes on top.
 pub(crate) struct Stage {
     forest: Rc<Forest>,
     inner: RefCell<Inner>,
-    /// What is read is likely to be changed, and an epoch is open: leaves that are read are held, and known again.
+    /// What is read is likely to be changed, and an epoch is open: leaves that are read are held.
     holds: bool,
-    /// What each tree was asked for last.
+    /// What each tree was asked for last, or will be next.
     seen: RefCell<[Option<Seen>; TreeId::ALL.len()]>,
     /// What the forest had lost of that which was to stay, when the first node was touched.
     lost: Cell<Option<u64>>,
@@ -170,36 +175,62 @@ impl Stage {
         read: impl FnOnce(&[u8]) -> R,
     ) -> Result<Option<R>, Miss> {
         let inner = self.inner.borrow();
-        if let Ok(place) = inner.find(tree, key) {
-            return Ok(inner.at(tree, place).and_then(|(_, value)| value).map(read));
-        }
+        let gap = match inner.find(tree, key) {
+            Ok(place) => return Ok(inner.at(tree, place).and_then(|(_, value)| value).map(read)),
+            Err(gap) => Some(gap),
+        };
         if !self.holds {
-            return self.forest.get_with(tree, key, read);
+            let (value, leaf) = self.forest.get_hinted(tree, key, read)?;
+            self.saw(tree, key, leaf, gap);
+            return Ok(value);
         }
         self.before_touch();
-        let (value, leaf) = self.forest.get_held(tree, key, read)?;
-        self.saw(tree, key, leaf);
+        let near = self.leaf_of(tree, key);
+        let (value, leaf) = self.forest.get_held(tree, key, near, read)?;
+        self.saw(tree, key, leaf, gap);
         Ok(value)
     }
 
-    /// Remembers the leaf that a key was found to belong to.
-    fn saw(&self, tree: TreeId, key: &[u8], leaf: Option<Hint>) {
-        let seen = &mut self.seen.borrow_mut()[tree.index()];
-        match (seen, leaf) {
-            (Some(seen), Some(leaf)) => {
-                seen.0.clear();
-                seen.0.extend_from_slice(key);
-                seen.1 = leaf;
+    /// Remembers what is known of a key.
+    fn saw(&self, tree: TreeId, key: &[u8], leaf: Option<Hint>, gap: Option<usize>) {
+        match &mut self.seen.borrow_mut()[tree.index()] {
+            Some(seen) => {
+                if seen.key.as_slice() != key {
+                    seen.key.clear();
+                    seen.key.extend_from_slice(key);
+                }
+                (seen.leaf, seen.gap) = (leaf, gap);
             }
-            (seen, leaf) => *seen = leaf.map(|leaf| (SmallVec::from_slice(key), leaf)),
+            seen => *seen = Some(Seen { key: SmallVec::from_slice(key), leaf, gap }),
         }
     }
 
-    /// The leaf of a key, if it is the one that was read last.
-    fn leaf(&self, tree: TreeId, key: &[u8]) -> Option<Hint> {
+    /// That a key, which will be asked for, was found in a leaf. It may have left that since.
+    pub(crate) fn expect(&self, tree: TreeId, key: &[u8], leaf: Option<Hint>) {
+        self.saw(tree, key, leaf, None);
+    }
+
+    /// The leaf of a key, if the key was asked for last.
+    pub(crate) fn leaf_of(&self, tree: TreeId, key: &[u8]) -> Option<Hint> {
         let seen = self.seen.borrow();
-        let (asked, leaf) = seen[tree.index()].as_ref()?;
-        (asked.as_slice() == key || self.forest.spans(*leaf, key)).then_some(*leaf)
+        seen[tree.index()].as_ref().filter(|seen| seen.key.as_slice() == key)?.leaf
+    }
+
+    /// What is known of a key that is put on the stage: its gap, and its leaf.
+    fn known(&self, inner: &Inner, tree: TreeId, key: &[u8]) -> (Result<usize, usize>, Option<Hint>) {
+        let mut seen = self.seen.borrow_mut();
+        let Some(seen) = &mut seen[tree.index()] else { return (inner.find(tree, key), None) };
+        // Whatever comes of it, the order changes.
+        let gap = seen.gap.take();
+        if seen.key.as_slice() == key {
+            return (gap.map_or_else(|| inner.find(tree, key), Err), seen.leaf);
+        }
+        (inner.find(tree, key), seen.leaf.filter(|leaf| self.forest.spans(*leaf, key)))
+    }
+
+    /// The order of some trees has changed.
+    fn forget_gaps(&self) {
+        self.seen.borrow_mut().iter_mut().flatten().for_each(|seen| seen.gap = None);
     }
 
     /// What the forest loses from now on may be what was touched.
@@ -276,7 +307,7 @@ impl Stage {
         }
         self.before_touch();
         let (found, leaf) = self.forest.prev_held(tree, from, read)?;
-        self.saw(tree, from, leaf);
+        self.saw(tree, from, leaf, None);
         Ok(found)
     }
 
@@ -292,7 +323,7 @@ impl Stage {
     pub(crate) fn change(&self, tree: TreeId, start: &[u8], rest: &[u8], value: Option<&[u8]>) {
         let inner = &mut *self.inner.borrow_mut();
         let key = inner.keep([start, rest]);
-        let found = inner.find(tree, inner.bytes(key));
+        let (found, leaf) = self.known(inner, tree, inner.bytes(key));
         let (row, old) = match found {
             Ok(place) => {
                 inner.bytes.truncate(key.0);
@@ -301,8 +332,7 @@ impl Stage {
             }
             Err(place) => {
                 let row = u32::try_from(inner.rows.len()).expect("a group has few changes");
-                let bytes = inner.bytes(key);
-                let (head, leaf) = (Head::of(bytes), self.leaf(tree, bytes));
+                let head = Head::of(inner.bytes(key));
                 inner.rows.push(Row { tree, head, key, value: None, leaf });
                 inner.order[tree.index()].insert(place, row);
                 (row, None)
@@ -322,6 +352,7 @@ impl Stage {
 
     /// Takes back what changed since the last savepoint.
     pub(crate) fn rollback(&self) {
+        self.forget_gaps();
         let inner = &mut *self.inner.borrow_mut();
         while let Some(Undo { row, old }) = inner.undo.pop() {
             if let Some(value) = old {
@@ -378,6 +409,9 @@ impl Stage {
     fn missed(&self, most: usize) -> Vec<Miss> {
         self.before_touch();
         let inner = self.inner.borrow();
+        if inner.undo.iter().all(|undo| inner.row(undo.row).leaf.is_some()) {
+            return Vec::new();
+        }
         let new = inner.undo.iter().map(|undo| inner.row(undo.row)).filter(|row| row.leaf.is_none());
         self.forest.touch_all(new.map(|row| (row.tree, inner.bytes(row.key))), most)
     }
@@ -385,6 +419,7 @@ impl Stage {
     /// Puts the changes into the trees. A change that is in is taken off the stage, so that a miss, which
     /// only a lost pin can cause, continues where it stopped.
     pub(crate) fn mutate(&self) -> Result<(), Miss> {
+        self.forget_gaps();
         let inner = &mut *self.inner.borrow_mut();
         let each = inner.order.iter().flatten().map(|row| {
             let row = inner.row(*row);

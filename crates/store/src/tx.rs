@@ -6,7 +6,7 @@ use crate::few::Pieces;
 use crate::inline::Carried;
 use crate::intent::Intent;
 use crate::journal::ring::Room;
-use crate::tree::EpochGuard;
+use crate::tree::{EpochGuard, Hint};
 use cobalt_base::Lsn;
 use smallvec::SmallVec;
 use std::rc::Rc;
@@ -53,6 +53,9 @@ impl Extents {
 /// What a transaction reserved.
 pub(crate) type Reservations = SmallVec<[Rc<Reservation>; 1]>;
 
+/// Where the rows of a map were found: in the tree of cobs, and in the extent map.
+pub(crate) type Leaves = [Option<Hint>; 2];
+
 /// An open transaction. Dropping it drops its reservations and leaves no trace.
 #[must_use = "dropping a transaction gives it up"]
 pub struct Tx {
@@ -65,6 +68,8 @@ pub struct Tx {
     pub(crate) reservations: Reservations,
     pub(crate) room: Room,
     pub(crate) epoch: EpochGuard,
+    /// The leaves that have the rows of its first map, of cob and extent map.
+    pub(crate) leaves: Leaves,
     /// The cob that was looked up last: new blocks go next to its old ones.
     pub(crate) near: Option<cobalt_base::Fid>,
 }

@@ -77,11 +77,12 @@ impl Id {
     }
 }
 
-/// A leaf that a key was found to belong to, and when. See [`Cache::still`].
+/// A leaf that a key was found to belong to, when, and where in it. See [`Cache::still`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Hint {
     at: usize,
     shapes: u64,
+    pub(super) place: usize,
 }
 
 impl Entry {
@@ -283,9 +284,9 @@ impl Cache {
             && u32::from(id.level) == level
     }
 
-    /// That the range of this leaf holds a key.
-    pub fn hint(&self, at: usize) -> Hint {
-        Hint { at, shapes: self.shapes }
+    /// That the range of this leaf holds a key; it is at `place`, if it was not moved since.
+    pub fn hint(&self, at: usize, place: usize) -> Hint {
+        Hint { at, shapes: self.shapes, place }
     }
 
     /// The leaf, if it still holds the key.
@@ -353,6 +354,21 @@ impl Cache {
     /// The mark of a touch by the epochs that are open now.
     pub fn epoch_now(&self) -> u64 {
         self.epochs.count
+    }
+
+    /// The leaf of a key that is as a hint has it, if it is of the running generation: with all that leads to it, it stays until
+    /// that is written, and then for the epochs that were open when it was frozen. The hint may be any: what is there is looked at.
+    pub fn known(&self, tree: TreeId, hint: Hint, key: &[u8]) -> Option<(usize, Result<usize, usize>)> {
+        let entry = self.entries.get(hint.at)?;
+        let dirty = matches!(entry.state, State::Dirty(_));
+        if !dirty || entry.id.tree != tree || entry.id.level > 0 {
+            return None;
+        }
+        let found = entry.node.search_near(hint.place, key);
+        // Between two keys of a leaf is nothing of another.
+        let own = found.is_ok() || found.is_err_and(|place| 0 < place && place < entry.node.count());
+        entry.hot.set(true);
+        own.then_some((hint.at, found))
     }
 
     /// Puts the node under the protection of the epochs that are open now.
@@ -479,6 +495,8 @@ impl Cache {
             .map(|at| {
                 let entry = &mut self.entries[*at];
                 entry.state = State::Frozen;
+                // Who found it dirty counts on it.
+                entry.touched.set(self.epochs.count);
                 entry.node.clone()
             })
             .collect()

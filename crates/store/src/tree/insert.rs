@@ -84,11 +84,13 @@ impl Inner {
                 }
                 // What is there under the block may be another tree's, in a damaged one.
                 let leaf = self.leaf_near(&mut finger, put.tree, put.key).ok()??;
-                Some(self.cache.hint(self.find(put.tree, leaf, 0).ok()?))
+                Some(self.cache.hint(self.find(put.tree, leaf, 0).ok()?, usize::MAX))
             })
             .collect();
         let warm = found.iter().zip(batch).map(|(leaf, put)| {
-            leaf.and_then(|leaf| self.cache.still(leaf)).map_or(0, |at| self.cache.node(at).warm(put.key))
+            // What was read when it was judged is near.
+            let cold = leaf.filter(|_| put.leaf.is_none()).and_then(|leaf| self.cache.still(leaf));
+            cold.map_or(0, |at| self.cache.node(at).warm(put.key))
         });
         std::hint::black_box(warm.fold(0, |all, one| all ^ one));
         found
@@ -102,20 +104,20 @@ impl Inner {
         value: Option<&[u8]>,
         hint: Option<Hint>,
     ) -> Result<(), Miss> {
-        let leaf = hint.and_then(|hint| self.cache.still(hint));
+        let leaf = hint.and_then(|hint| Some((self.cache.still(hint)?, hint.place)));
         match (leaf, value) {
-            (Some(leaf), Some(value)) if self.put_into(leaf, key, value) => Ok(()),
-            (Some(leaf), None) if self.cache.node(leaf).search(key).is_err() => Ok(()),
+            (Some((leaf, near)), Some(value)) if self.put_into(leaf, near, key, value) => Ok(()),
+            (Some((leaf, near)), None) if self.remove_from(leaf, near, key) => Ok(()),
             (_, Some(value)) => self.put(tree, key, value),
             (_, None) => self.delete(tree, key).map(drop),
         }
     }
 
     /// Puts into a leaf of the running generation; whether it had room.
-    fn put_into(&mut self, leaf: usize, key: &[u8], value: &[u8]) -> bool {
+    fn put_into(&mut self, leaf: usize, near: usize, key: &[u8], value: &[u8]) -> bool {
         let node = self.cache.node_mut(leaf);
-        match node.search(key) {
-            Ok(place) => node.overwrite(place, value),
+        match node.search_near(near, key) {
+            Ok(place) => node.replace(place, key, value),
             Err(place) => {
                 let fits = node.fits(key, value);
                 if fits {
@@ -140,7 +142,7 @@ impl Inner {
         };
         let node = self.cache.node_mut(leaf.at);
         let place = match node.search(key) {
-            Ok(place) if node.overwrite(place, value) => return Ok(()),
+            Ok(place) if node.replace(place, key, value) => return Ok(()),
             Ok(place) => {
                 node.remove(place);
                 place

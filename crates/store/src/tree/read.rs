@@ -56,22 +56,38 @@ impl Forest {
         key: &[u8],
         read: impl FnOnce(&[u8]) -> R,
     ) -> Result<Option<R>, Miss> {
+        self.get_hinted(tree, key, read).map(|(value, _)| value)
+    }
+
+    /// The same; gives the leaf that holds the key, too, unless the tree is empty.
+    ///
+    /// # Errors
+    /// [`Miss`].
+    pub(crate) fn get_hinted<R>(
+        &self,
+        tree: TreeId,
+        key: &[u8],
+        read: impl FnOnce(&[u8]) -> R,
+    ) -> Result<(Option<R>, Option<Hint>), Miss> {
         let inner = self.0.inner.borrow();
         let root = inner.roots[tree.index()];
         let (mut next, mut level) = (root.node, root.height);
         while level > 0 {
             level -= 1;
-            let node = inner.cache.node(inner.find(tree, next, level)?);
+            let at = inner.find(tree, next, level)?;
+            let node = inner.cache.node(at);
             if level == 0 {
-                return Ok(node.search(key).ok().map(|i| read(node.value(i))));
+                let found = node.search(key);
+                let (Ok(place) | Err(place)) = found;
+                return Ok((found.ok().map(|i| read(node.value(i))), Some(inner.cache.hint(at, place))));
             }
             next = node.child(node.child_index(key));
         }
-        Ok(None)
+        Ok((None, None))
     }
 
-    /// The same; the way there comes under the protection of the open epochs. Gives the leaf that holds the key, too, unless the
-    /// tree is empty.
+    /// The same; the way there comes under the protection of the open epochs. It is not gone when the leaf is known, by a hint
+    /// that need not be true.
     ///
     /// # Errors
     /// [`Miss`].
@@ -79,15 +95,22 @@ impl Forest {
         &self,
         tree: TreeId,
         key: &[u8],
+        near: Option<Hint>,
         read: impl FnOnce(&[u8]) -> R,
     ) -> Result<(Option<R>, Option<Hint>), Miss> {
         let inner = &mut *self.0.inner.borrow_mut();
-        let Some(leaf) = inner.touch_above(tree, key)? else { return Ok((None, None)) };
-        let at = inner.find(tree, leaf, 0)?;
+        let (at, found) = match near.and_then(|hint| inner.cache.known(tree, hint, key)) {
+            Some(known) => known,
+            None => {
+                let Some(leaf) = inner.touch_above(tree, key)? else { return Ok((None, None)) };
+                let at = inner.find(tree, leaf, 0)?;
+                (at, inner.cache.node(at).search(key))
+            }
+        };
         inner.cache.touch(at);
-        let node = inner.cache.node(at);
-        let value = node.search(key).ok().map(|i| read(node.value(i)));
-        Ok((value, Some(inner.cache.hint(at))))
+        let (Ok(place) | Err(place)) = found;
+        let value = found.ok().map(|i| read(inner.cache.node(at).value(i)));
+        Ok((value, Some(inner.cache.hint(at, place))))
     }
 
     /// The first entry with a key of at least `from`.
@@ -136,8 +159,9 @@ impl Forest {
         let Some(leaf) = inner.touch_above(tree, from)? else { return Ok((None, None)) };
         let at = inner.find(tree, leaf, 0)?;
         inner.cache.touch(at);
-        let (node, leaf) = (inner.cache.node(at), Some(inner.cache.hint(at)));
+        let node = inner.cache.node(at);
         let behind = node.search(from).map_or_else(|i| i, |i| i + 1);
+        let leaf = Some(inner.cache.hint(at, behind));
         if let Some(i) = behind.checked_sub(1) {
             return Ok((Some(read(node.key(i), node.value(i))), leaf));
         }
@@ -196,6 +220,14 @@ impl Forest {
     /// # Errors
     /// [`Miss`].
     pub fn touch(&self, tree: TreeId, key: &[u8]) -> Result<(), Miss> {
+        self.touch_hinted(tree, key).map(drop)
+    }
+
+    /// The same; gives the leaf that holds the key, unless the tree is empty.
+    ///
+    /// # Errors
+    /// [`Miss`].
+    pub(crate) fn touch_hinted(&self, tree: TreeId, key: &[u8]) -> Result<Option<Hint>, Miss> {
         let inner = &mut *self.0.inner.borrow_mut();
         let root = inner.roots[tree.index()];
         let (mut next, mut level) = (root.node, root.height);
@@ -203,12 +235,13 @@ impl Forest {
             level -= 1;
             let at = inner.find(tree, next, level)?;
             inner.cache.touch(at);
-            if level > 0 {
-                let node = inner.cache.node(at);
-                next = node.child(node.child_index(key));
+            if level == 0 {
+                return Ok(Some(inner.cache.hint(at, usize::MAX)));
             }
+            let node = inner.cache.node(at);
+            next = node.child(node.child_index(key));
         }
-        Ok(())
+        Ok(None)
     }
 
     /// As [`Forest::touch`], for many keys; gives what is missed, at most `most` of them.

@@ -37,6 +37,18 @@ impl Inner {
         Ok(true)
     }
 
+    /// Removes from a leaf of the running generation; false when its neighbours must be looked at, since little is left of it.
+    pub(super) fn remove_from(&mut self, leaf: usize, near: usize, key: &[u8]) -> bool {
+        let quarter = payload(self.node_size) / 4;
+        let Ok(place) = self.cache.node(leaf).search_near(near, key) else { return true };
+        let node = self.cache.node_mut(leaf);
+        let stays = node.used() >= quarter + node.room_of(place);
+        if stays {
+            node.remove(place);
+        }
+        stays
+    }
+
     /// Takes an empty leaf and the ancestors that have only it out of an owned path. A leaf that an open
     /// transaction touched may only go when the leaf that inherits its range is in the cache too, and
     /// takes its protection over: else it stays, and the answer is false.

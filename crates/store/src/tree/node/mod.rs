@@ -247,6 +247,11 @@ impl Node {
         CELL + usize::from(slot.key_len) + self.u16_at(usize::from(slot.cell) + 2)
     }
 
+    /// Bytes of the payload that an entry uses.
+    pub fn room_of(&self, i: usize) -> usize {
+        SLOT + self.cell_len(i)
+    }
+
     pub fn key(&self, i: usize) -> &[u8] {
         self.key_of(self.slots[i])
     }
@@ -304,6 +309,14 @@ impl Node {
             }
         }
         Err(first + low)
+    }
+
+    /// As [`Node::search`]; looks at one place first.
+    pub fn search_near(&self, place: usize, key: &[u8]) -> Result<usize, usize> {
+        match self.slots.get(place) {
+            Some(slot) if self.key_of(*slot) == key => Ok(place),
+            _ => self.search(key),
+        }
     }
 
     /// Reads what a search for `key` and an insert of it will read, and waits for none of it: what comes of it is no answer.
@@ -418,6 +431,24 @@ impl Node {
             self.image[start..start + value.len()].copy_from_slice(value);
         }
         same
+    }
+
+    /// Replaces a value; whether there was room for that. A longer one goes to a cell of its own.
+    pub fn replace(&mut self, i: usize, key: &[u8], value: &[u8]) -> bool {
+        let length = self.cell(i) + 2;
+        let old = self.u16_at(length);
+        if value.len() <= old {
+            self.set_u16(length, value.len());
+            self.live -= old - value.len();
+            return self.overwrite(i, value);
+        }
+        let fits = self.fits(key, value);
+        if fits {
+            let fresh = self.add_cell(key, value);
+            self.live -= self.cell_len(i);
+            self.slots[i].cell = fresh.cell;
+        }
+        fits
     }
 
     pub fn set_child(&mut self, i: usize, child: NodeRef) {

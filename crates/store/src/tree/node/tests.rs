@@ -228,3 +228,35 @@ fn an_interior_node_finds_the_child_of_every_key_through_splits_and_joins() {
         }
     }
 }
+
+#[test]
+fn a_value_is_replaced_by_shorter_and_by_longer_ones_until_the_node_is_full() {
+    let mut node = Node::new(4096, TreeId::Ctg, 0);
+    let mut model = std::collections::BTreeMap::new();
+    for i in 0..30u8 {
+        node.insert(usize::from(i), &[i, 1], &[i; 30]);
+        model.insert(vec![i, 1], vec![i; 30]);
+    }
+    let (mut x, mut full) = (1u64, 0);
+    for round in 0..3000 {
+        x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let (i, len) = ((x >> 33) as usize % 30, (x >> 40) as usize % 240);
+        let (key, value) = (vec![i as u8, 1], vec![round as u8; len]);
+        let room = node.room();
+        if node.replace(i, &key, &value) {
+            model.insert(key, value);
+        } else {
+            assert!(room < super::entry_room(&key, &value), "there was room for it");
+            full += 1;
+        }
+        let used: usize = model.iter().map(|(k, v)| super::entry_room(k, v)).sum();
+        assert_eq!(node.used(), used);
+    }
+    assert!((100..2900).contains(&full), "{full}");
+    let (image, expect) = sealed(&node);
+    let back = Node::parse(&image, &expect).expect("whole");
+    for (i, (key, value)) in model.iter().enumerate() {
+        assert_eq!((back.key(i), back.value(i)), (key.as_slice(), value.as_slice()));
+        assert_eq!((node.key(i), node.value(i)), (key.as_slice(), value.as_slice()));
+    }
+}

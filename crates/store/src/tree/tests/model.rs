@@ -194,12 +194,15 @@ impl World {
             Act::Touch(t, k, v) => {
                 let (id, k) = (TreeId::ALL[usize::from(t)], key(k));
                 let epoch = self.forest.epoch();
+                // What is said of a key's leaf when it is read may be true of another key, in another tree, long ago, or of none.
+                let near = self.pending.iter().rev().find_map(|(.., leaf)| *leaf);
                 // Its leaf is known by then, or is not; known, it may since have been split, joined, written or emptied.
                 let leaf = if v.is_some_and(|len| len % 3 == 0) {
                     retry(&self.forest, || self.forest.touch(id, &k)).await;
                     None
                 } else {
-                    let read = retry(&self.forest, || self.forest.get_held(id, &k, <[u8]>::to_vec)).await;
+                    let read =
+                        retry(&self.forest, || self.forest.get_held(id, &k, near, <[u8]>::to_vec)).await;
                     assert_eq!(read.0.as_ref(), self.model[id.index()].get(&k));
                     read.1
                 };
