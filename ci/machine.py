@@ -44,7 +44,7 @@ mount -t tmpfs tmpfs /tmp; mount -t tmpfs tmpfs /run; mount -t tmpfs tmpfs /dev/
 ip link set lo up || /bin/busybox ip link set lo up
 out=$(sed 's/.*cobalt.out=\\([^ ]*\\).*/\\1/' /proc/cmdline)
 mkdir -p "$out"; mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,cache=none out "$out" || poweroff -f
-cd "$out"; /bin/busybox sh "$out/run"; echo "guest: the program ended with $?"
+cd "$out"; . ./run; echo "guest: the program ended with $?"
 sync; poweroff -f
 """
 
@@ -141,7 +141,7 @@ def prepare():
 class Machine:
     """One boot: runs `command` in the guest until it ends."""
 
-    def __init__(self, name, folder, command, devices=(), memory="2G", cpus=2, iommu=True):
+    def __init__(self, name, folder, command, devices=(), memory="2G", cpus=2, iommu=True, reboots=False):
         self.name, self.folder = name, folder
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "run").write_text(command + "\n")
@@ -152,7 +152,7 @@ class Machine:
         words = ("console=ttyS0 panic=-1 quiet loglevel=4 mitigations=off audit=0 nokaslr no_timer_check iomem=relaxed "
                  f"{'intel_iommu=on iommu=pt' if iommu else ''} cobalt.out={folder}")
         args = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-machine", "q35,kernel-irqchip=split", "-accel", "tcg,thread=multi",
-                "-cpu", "max", "-smp", cpus, "-m", memory, "-display", "none", "-no-reboot",
+                "-cpu", "max", "-smp", cpus, "-m", memory, "-display", "none", *([] if reboots else ["-no-reboot"]),
                 "-serial", f"file:{self.console}", "-qmp", "unix:qmp,server=on,wait=off",
                 "-kernel", kernel, "-initrd", CACHE / "initrd.zst", "-append", words,
                 *(["-device", "intel-iommu,intremap=on"] if iommu else []),

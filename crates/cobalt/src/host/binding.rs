@@ -14,6 +14,9 @@ use std::process::Command;
 const VFIO: &str = "vfio-pci";
 /// Who may open a group's node, beside root.
 const NODE_MODE: u32 = 0o660;
+/// VFIO's own node, with the mode that the kernel means it to have: it gives nothing without a group. systemd makes it for root
+/// alone before the module is there, and where no udev runs it stays so.
+const CONTAINER: (&str, u32) = ("/dev/vfio/vfio", 0o666);
 
 /// What was done, or would be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,8 +118,10 @@ pub fn bind(address: PciAddress, group_of_user: Option<u32>, dry_run: bool) -> R
     };
     let node = PathBuf::from("/dev/vfio").join(group.to_string());
     chown(&node, None, Some(gid)).map_err(HostError::system("giving away", &node))?;
-    fs::set_permissions(&node, fs::Permissions::from_mode(NODE_MODE))
-        .map_err(HostError::system("giving away", &node))?;
+    for (node, mode) in [(node.as_path(), NODE_MODE), (Path::new(CONTAINER.0), CONTAINER.1)] {
+        fs::set_permissions(node, fs::Permissions::from_mode(mode))
+            .map_err(HostError::system("giving away", node))?;
+    }
     Ok(if bound { Bound::Unchanged } else { Bound::Changed })
 }
 

@@ -36,6 +36,7 @@ impl Request {
         words.extend(self.nodes.iter().map(|(node, pages)| format!("--node {node}:{pages}")));
         words.extend(self.devices.iter().map(|device| format!("--device {device}")));
         words.extend(self.user.iter().map(|user| format!("--user {user}")));
+        words.extend(self.memlock.map(|bytes| format!("--memlock {bytes}")));
         words.join(" ")
     }
 
@@ -185,4 +186,24 @@ pub fn reset(dry_run: bool, say: &mut dyn FnMut(String)) -> Result<(), HostError
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Request;
+
+    #[test]
+    fn what_was_asked_for_is_asked_for_again_at_boot() {
+        let request = Request {
+            pages: Some(512),
+            nodes: vec![(1, 64)],
+            devices: vec!["0000:03:00.0".parse().unwrap()],
+            user: Some("cobalt".to_owned()),
+            memlock: Some(1 << 30),
+            persist: true,
+            dry_run: false,
+        };
+        let words = "--pages 512 --node 1:64 --device 0000:03:00.0 --user cobalt --memlock 1073741824";
+        assert_eq!(request.arguments(), words);
+    }
 }
