@@ -94,14 +94,12 @@ pub async fn dump_journal(regions: &Regions, arena: &Arena) -> Result<Vec<Record
     let journal_at = sb.geometry.journal_at();
     let mut reader = Reader::new(None, &regions.meta, arena, &sb);
     let mut rows = Vec::new();
-    let mut payload = Vec::new();
+    let mut room = Vec::new();
     for block in 0..reader.len / BLOCK_SIZE {
         let Some(header) = reader.header(block * BLOCK_SIZE).await? else { continue };
-        let whole = reader.payload(&header, &mut payload).await?;
-        let decoded = match whole {
-            true => intent::decode(&payload, header.count, journal_at + header.offset).ok(),
-            false => None,
-        };
+        let payload = reader.payload(&header, &mut room).await?;
+        let decoded =
+            payload.and_then(|bytes| intent::decode(bytes, header.count, journal_at + header.offset).ok());
         rows.push(RecordRow {
             offset: header.offset,
             first: Lsn(header.first),
@@ -110,7 +108,7 @@ pub async fn dump_journal(regions: &Regions, arena: &Arena) -> Result<Vec<Record
             epoch: header.epoch,
             durable: Lsn(header.durable),
             named: header.named,
-            whole,
+            whole: payload.is_some(),
             intents: decoded.unwrap_or_default().iter().flatten().map(line).collect(),
         });
     }

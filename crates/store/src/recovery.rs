@@ -289,19 +289,16 @@ pub(crate) async fn redo_all(
 ) -> Result<(), OpenError> {
     let journal_at = sb.geometry.journal_at();
     let mut survey = Survey::new(Anchor::from(sb), reader.len);
-    let mut payload = Vec::new();
+    let mut room = Vec::new();
     while survey.used < used {
         let offset = survey.end();
-        let header = reader.header(offset).await?;
-        let header = match header {
-            Some(header) if reader.payload(&header, &mut payload).await? && survey.follow(&header, true) => {
-                header
-            }
-            _ => {
-                return Err(Corrupt::new("journal", journal_at + offset, "it changed under the start").into());
-            }
-        };
-        redo(forest, shape, &payload, &header, journal_at, unwritten).await?;
+        let changed = || Corrupt::new("journal", journal_at + offset, "it changed under the start");
+        let header = reader.header(offset).await?.ok_or_else(changed)?;
+        let payload = reader.payload(&header, &mut room).await?.ok_or_else(changed)?;
+        if !survey.follow(&header, true) {
+            return Err(changed().into());
+        }
+        redo(forest, shape, payload, &header, journal_at, unwritten).await?;
     }
     Ok(())
 }

@@ -147,14 +147,14 @@ impl Survey {
 /// A read error stops recovery: what is there is unknown.
 pub(crate) async fn survey(reader: &mut Reader<'_>, anchor: Anchor) -> Result<Survey, IoError> {
     let mut survey = Survey::new(anchor, reader.len);
-    let mut payload = Vec::new();
+    let mut room = Vec::new();
     while survey.used < reader.len {
         let Some(header) = reader.header(survey.end()).await? else { break };
-        let whole = reader.payload(&header, &mut payload).await?;
-        if !survey.follow(&header, whole) {
+        let payload = reader.payload(&header, &mut room).await?;
+        if !survey.follow(&header, payload.is_some()) {
             break;
         }
-        survey.changes += u64::from(changes(&header, &payload));
+        survey.changes += u64::from(payload.is_none_or(|payload| changes(&header, payload)));
     }
     for at in (survey.used..reader.len).step_by(usize::try_from(BLOCK_SIZE).unwrap_or(usize::MAX)) {
         if let Some(header) = reader.header((anchor.offset + at) % reader.len).await? {
