@@ -192,29 +192,48 @@ def read_without_one_controller():
     read_degraded(started())
 
 
-@scenario
-def asked_for_under_load_it_becomes_an_error_of_its_target():
-    """The device is wanted back (VFIO's request): its process lets go of it, lives on, and reads are decoded."""
-    c = started()
-    unbind = subprocess.Popen(["sh", "-c", f"echo {state['addresses'][1]} >/sys/bus/pci/devices/{state['addresses'][1]}/driver/unbind"])
-    client = h.s3(c.endpoint, read_timeout=SLOW)
-    verify(c)
-    h.status_of(lambda: client.put_object(Bucket="bucket", Key="while", Body=BODY["unit"]))
-    verify(c)
+def wanted_back():
+    """Asks p1's process for its device: VFIO's request."""
+    device = pci.DEVICES / state["addresses"][1]
+    return subprocess.Popen(["sh", "-c", f"echo {device.name} >{device}/driver/unbind"])
+
+
+def let_go(c, unbind):
+    """It was let go, and its target is down without being asked for anything, and no other. Then all is as before. What status said."""
     unbind.wait(120)
     h.check(c.processes["p1"].alive(), "the process died with its target")
     h.check(pci.driver(state["addresses"][1]) is None, "the device was not let go")
     pci.bind(state["addresses"][1], "vfio-pci")
 
-    def is_told():
-        # A target learns of it from its next operation.
-        h.status_of(lambda: client.put_object(Bucket="bucket", Key="while", Body=BODY["unit"]))
-        return {t["name"]: t["up"] for t in c.json("status", ok=(0, 4))["targets"]} == {"t0": True, "t1": False, "t2": True}
+    def down():
+        return {t["name"]: t["why"] for t in c.json("status", ok=(0, 4))["targets"] if not t["up"]}
 
-    h.eventually("that target is down, and no other", is_told, SLOW)
+    h.eventually("that target is down, and no other", lambda: list(down()) == ["t1"], SLOW)
+    why = down()["t1"]
     c.processes["p1"].kill()
     c.start("p1")
     verify(c)
+    return why
+
+
+@scenario
+def an_idle_target_whose_disk_is_gone_is_shown_failed():
+    """No operation of the store tells it: the driver does."""
+    why = let_go(started(), wanted_back())
+    h.check("the device is gone" in why, why)
+    return why
+
+
+@scenario
+def asked_for_under_load_it_becomes_an_error_of_its_target():
+    """The device is wanted back (VFIO's request): its process lets go of it, lives on, and reads are decoded."""
+    c = started()
+    unbind = wanted_back()
+    client = h.s3(c.endpoint, read_timeout=SLOW)
+    verify(c)
+    h.status_of(lambda: client.put_object(Bucket="bucket", Key="while", Body=BODY["unit"]))
+    verify(c)
+    let_go(c, unbind)
 
 
 @scenario

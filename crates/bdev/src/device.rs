@@ -108,6 +108,10 @@ pub trait Bdev {
     fn write_now(&self, _offset: u64, data: WriteData) -> Result<(), WriteData> {
         Err(data)
     }
+    /// Why no operation will succeed any more. Only what a backend knows without being asked for one.
+    fn lost(&self) -> Option<String> {
+        None
+    }
 }
 
 /// Exact counts of what was asked of a device.
@@ -152,6 +156,11 @@ impl Device {
     /// What the device is.
     pub fn identify(&self) -> &Identify {
         self.bdev.identify()
+    }
+
+    /// Why no operation will succeed any more, as far as the backend knows.
+    pub fn lost(&self) -> Option<String> {
+        self.bdev.lost()
     }
 
     /// The counters now.

@@ -113,6 +113,10 @@ impl Bdev for VolatileCache {
         &self.identify
     }
 
+    fn lost(&self) -> Option<String> {
+        self.state.inner.lost()
+    }
+
     fn submit(&self, io: Io) {
         let state = self.state.clone();
         let version = state.version.get();

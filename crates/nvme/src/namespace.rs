@@ -1,11 +1,11 @@
 //! A namespace as a block device.
 
-use crate::controller::{Controller, Identity};
+use crate::controller::{Controller, Identity, Life};
 use crate::error::NvmeError;
 use crate::function::Function;
 use crate::memory::PAGE;
 use crate::spec::identify::{IdentifyController, IdentifyNamespace, command_set};
-use cobalt_bdev::{Bdev, Identify, Io};
+use cobalt_bdev::{Bdev, Identify, Io, IoError};
 use std::rc::Rc;
 
 /// What the driver knows of a namespace.
@@ -142,5 +142,14 @@ impl<F: Function> Bdev for NvmeBdev<F> {
 
     fn submit(&self, io: Io) {
         self.controller.submit(self.ns, io);
+    }
+
+    /// As the next operation would be answered.
+    fn lost(&self) -> Option<String> {
+        match self.controller.life() {
+            Life::Starting | Life::Ready => None,
+            Life::Failed(why) => Some(why),
+            Life::Gone | Life::Closed => Some(IoError::Gone.to_string()),
+        }
     }
 }

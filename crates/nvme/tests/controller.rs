@@ -226,12 +226,28 @@ fn a_device_that_is_pulled_out_answers_everybody_and_its_memory_comes_back_only_
             assert_eq!(controller.life(), Life::Gone);
             let write = device.write(0, data(&arena, 4096, 1), false).await;
             assert_eq!(write, Err(IoError::Gone), "what comes later is told at once");
+            assert_eq!(device.lost(), Some(IoError::Gone.to_string()));
             let leaked = controller.counters().leaked;
             assert_eq!(leaked > 0, unmap_fails == 100);
             assert!(soft.is_released(), "whoever takes it out waits for its descriptors, proof or not");
             drop((device, controller));
             let left = arena.stats().in_use;
             if unmap_fails == 100 { assert!(left > queues) } else { assert_eq!(left, 0) }
+        });
+    }
+}
+
+#[test]
+fn an_idle_device_that_is_pulled_out_says_so_without_being_asked_for_anything() {
+    for value in [u32::MAX, 0] {
+        run(move |ctx, arena| async move {
+            let (soft, controller) = open(&ctx, &arena, SoftConfig::new(MIB)).await.expect("it comes up");
+            let device = device(&controller, 1);
+            ctx.sleep(Duration::from_secs(1)).await;
+            assert_eq!(device.lost(), None);
+            soft.remove(value);
+            ctx.sleep(2 * Limits::tiny().health_every).await;
+            assert_eq!(device.lost(), Some(IoError::Gone.to_string()));
         });
     }
 }
@@ -504,10 +520,13 @@ fn a_controller_that_is_given_up_is_let_go_and_may_be_closed_after_that() {
             };
             let (soft, controller) =
                 open(&ctx, &arena, SoftConfig { faults, ..SoftConfig::new(MIB) }).await.expect("it comes up");
-            assert!(!soft.is_released());
+            let device = device(&controller, 1);
+            assert!(!soft.is_released() && device.lost().is_none());
             soft.fail();
             ctx.sleep(Duration::from_secs(1)).await;
-            assert!(matches!(controller.life(), Life::Failed(_)), "{:?}", controller.life());
+            let Life::Failed(why) = controller.life() else { panic!("{:?}", controller.life()) };
+            assert_eq!(device.lost(), Some(why), "nobody asked it for anything");
+            drop(device);
             assert!(soft.is_released());
             let closed = controller.close().await;
             assert_eq!(closed.is_ok(), unmap_fails == 0, "{closed:?}");

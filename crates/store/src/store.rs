@@ -197,7 +197,7 @@ impl Store {
             target: sb.target,
             cluster: sb.cluster,
             name: sb.name.clone(),
-            failed: core.failed.borrow().clone(),
+            failed: core.failed.borrow().clone().or_else(|| core.lost()),
             generation: sb.generation,
             epoch: sb.mount_epoch,
             applied: core.applied.get().lsn,
@@ -271,6 +271,11 @@ impl Core {
             reserved: reserved * BLOCK_SIZE,
             used: (total - free - reserved) * BLOCK_SIZE,
         }
+    }
+
+    /// Why a device is gone, where its backend knows. The target fails with its next operation; an idle one has none.
+    fn lost(&self) -> Option<String> {
+        self.regions.meta.device.lost().or_else(|| self.regions.data.device.lost())
     }
 
     /// The target fails: a device's state is unknown, or its trees contradict themselves (I10).

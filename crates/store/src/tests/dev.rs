@@ -38,6 +38,8 @@ pub struct State {
     pub orphaned: Cell<bool>,
     /// Reads of this byte fail.
     pub bad_read: Cell<Option<u64>>,
+    /// It says of itself that it is gone.
+    pub lost: Cell<bool>,
     /// Longest time of an operation, in microseconds.
     pub slow_us: Cell<u64>,
     /// Time of a flush on top of that, in microseconds.
@@ -230,6 +232,10 @@ impl State {
 impl Bdev for TestDev {
     fn identify(&self) -> &Identify {
         &self.identify
+    }
+
+    fn lost(&self) -> Option<String> {
+        self.state.lost.get().then(|| "pulled out".to_owned())
     }
 
     fn submit(&self, io: Io) {

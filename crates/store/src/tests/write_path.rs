@@ -33,6 +33,19 @@ fn what_is_put_is_read_overwritten_and_survives_a_restart() {
 }
 
 #[test]
+fn a_target_is_shown_failed_as_soon_as_a_device_of_it_says_that_it_is_gone() {
+    run(2, async |ctx| {
+        for which in [0, 1] {
+            let rig = Rig::new(&ctx).await;
+            assert_eq!(rig.store.status().failed, None);
+            let devices = [&rig.meta, &rig.data];
+            devices[which].lost.set(true);
+            assert_eq!(rig.store.status().failed.as_deref(), Some("pulled out"), "nobody asked for anything");
+        }
+    });
+}
+
+#[test]
 fn a_hole_is_missing_and_never_zeros() {
     run(2, async |ctx| {
         let rig = Rig::new(&ctx).await;
