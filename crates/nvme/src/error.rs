@@ -15,6 +15,11 @@ pub enum NvmeError {
     /// CSTS.RDY did not follow CC.EN in time.
     #[error("{controller}: not {wanted} {seconds:.1} s after it was told to be (CSTS {csts:#x})")]
     NotReady { controller: String, wanted: &'static str, seconds: f64, csts: u32 },
+    /// CC.EN was cleared before it was ready.
+    #[error(
+        "{controller}: it was disabled while it was brought up: somebody else resets it, or its power failed"
+    )]
+    Disabled { controller: String },
     /// An admin command failed.
     #[error("{controller}: {command} failed: {status}")]
     Command { controller: String, command: &'static str, status: Status },

@@ -5,7 +5,8 @@ use cobalt_dma::{Arena, ArenaConfig};
 use cobalt_nvme::soft::{Faults, Found, Soft, SoftConfig, SoftNamespace};
 use cobalt_nvme::spec::admin;
 use cobalt_nvme::spec::log::{self, ErrorEntry, Firmware, Smart};
-use cobalt_nvme::{Controller, Life, Limits, NvmeError};
+use cobalt_nvme::spec::registers::{self, Csts, cc};
+use cobalt_nvme::{Controller, Function, Life, Limits, NvmeError};
 use cobalt_reactor::{Ctx, Park, Poller, Reactor};
 use std::rc::Rc;
 use std::time::Duration;
@@ -199,6 +200,70 @@ fn a_controller_that_fails_again_while_it_is_brought_up_is_not_waited_for() {
             ctx.now() - begun < Duration::from_secs(1),
             "nobody waits for an answer of a controller that is off"
         );
+    });
+}
+
+/// Until a controller has been told to come up, and is not ready yet.
+async fn told_to_come_up(ctx: &Ctx, soft: &Soft) {
+    for _ in 0..1_000_000 {
+        if soft.read32(registers::CC) & cc::EN != 0 && !Csts(soft.read32(registers::CSTS)).ready() {
+            return;
+        }
+        ctx.sleep(Duration::from_micros(1)).await;
+    }
+    panic!("nobody brings it up");
+}
+
+#[test]
+fn a_controller_that_somebody_disables_while_it_comes_up_is_not_waited_for() {
+    run(|ctx, arena| async move {
+        let limits = Limits { ready_time: Duration::from_secs(1000), ..Limits::tiny() };
+        let soft = Soft::new(&ctx, SoftConfig::new(MIB), 7);
+        let (opens, at, memory, patient) = (soft.clone(), ctx.clone(), arena.clone(), limits.clone());
+        let begun = ctx.now();
+        let opened = ctx.spawn(async move {
+            Controller::open(&at, opens, std::slice::from_ref(&memory), patient).await.err()
+        });
+        told_to_come_up(&ctx, &soft).await;
+        soft.write32(registers::CC, 0);
+        let error = opened.join().await.expect("a task");
+        assert!(matches!(error, Some(NvmeError::Disabled { .. })), "{error:?}");
+        assert!(ctx.now() - begun < Duration::from_secs(1));
+        assert_eq!(arena.stats().in_use, 0);
+        // In a reset: the next one succeeds.
+        let soft = Soft::new(&ctx, SoftConfig::new(MIB), 7);
+        let controller = Controller::open(&ctx, soft.clone(), std::slice::from_ref(&arena), limits).await;
+        let controller = controller.expect("it comes up");
+        let begun = ctx.now();
+        soft.fail();
+        told_to_come_up(&ctx, &soft).await;
+        soft.write32(registers::CC, 0);
+        let device = device(&controller, 1);
+        device.write(0, data(&arena, 4096, 1), false).await.expect("a write");
+        assert_eq!(controller.counters().resets, 2);
+        assert!(ctx.now() - begun < Duration::from_secs(1));
+    });
+}
+
+#[test]
+fn a_disk_that_loses_its_power_in_a_reset_never_says_that_unflushed_writes_are_durable() {
+    run(|ctx, arena| async move {
+        let (soft, controller) = open(&ctx, &arena, SoftConfig::new(MIB)).await.expect("it comes up");
+        let device = device(&controller, 1);
+        device.write(0, data(&arena, 4096, 1), false).await.expect("a write");
+        // A reset for want of an answer: by itself it loses nothing.
+        soft.hang_next(admin::GET_LOG_PAGE);
+        let asks = controller.clone();
+        let asked = ctx.spawn(async move { asks.log_page::<Smart>().await.is_err() });
+        while controller.life() != Life::Starting {
+            ctx.sleep(Duration::from_micros(1)).await;
+        }
+        told_to_come_up(&ctx, &soft).await;
+        soft.lose_power();
+        assert!(asked.await);
+        assert!(device.flush().await.is_err(), "the write is lost");
+        assert_eq!((controller.life(), controller.counters().resets), (Life::Ready, 2));
+        assert!(holds(&device, &arena, 0, 4096, 0).await);
     });
 }
 

@@ -249,6 +249,11 @@ impl<F: Function> Controller<F> {
             if csts.ready() == wanted && !(wanted && csts.fatal()) {
                 return Ok(());
             }
+            if wanted && self.function.read32(registers::CC) & cc::EN == 0 {
+                // It will not become ready. What its cache held may be lost with its power.
+                self.inner.borrow_mut().raise(Fault::Lost);
+                return Err(NvmeError::Disabled { controller: self.name() });
+            }
             if self.ctx.now() - begun >= time || wanted && csts.fatal() {
                 return Err(NvmeError::NotReady {
                     controller: self.name(),
