@@ -186,7 +186,9 @@ impl Row {
         let share = if work == Work::Randwrite { 8 } else { 2 };
         let cobs = args.size.0 / share / cob_len;
         let len = work.len();
-        let pool = Rc::new(Pool::new(arena, (64 << 20) / len.max(16 << 10), len, chunk, args.seed)?);
+        let pool = Rc::new(
+            Pool::new(arena, (64 << 20) / len.max(16 << 10), len, chunk, args.seed)?.refilled(args.seed + 2),
+        );
         let units = Rc::new(Pool::new(arena, 64, cob_len as usize, chunk, args.seed + 1)?);
         let depth = args.depth.unwrap_or(work.depth());
         let (ops, times) = (Rc::default(), Rc::default());
