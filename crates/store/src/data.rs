@@ -59,7 +59,8 @@ impl Store {
             class,
             data_max: data_bytes,
             small,
-            intents: Vec::new(),
+            // Most have one.
+            intents: Vec::with_capacity(1),
             reservations: Reservations::new(),
             room,
             epoch: core.forest.long_epoch(),

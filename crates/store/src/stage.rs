@@ -121,8 +121,12 @@ impl Inner {
 
     /// The place of a key in the order of its tree, or where it would be.
     fn find(&self, tree: TreeId, key: &[u8]) -> Result<usize, usize> {
-        let head = Head::of(key);
-        self.order[tree.index()].binary_search_by(|row| {
+        let (head, order) = (Head::of(key), &self.order[tree.index()]);
+        // What comes in its order goes to the end.
+        if order.last().is_none_or(|last| self.row(*last).head < head) {
+            return Err(order.len());
+        }
+        order.binary_search_by(|row| {
             let row = self.row(*row);
             match row.head.cmp(&head) {
                 Ordering::Equal => self.bytes(row.key).cmp(key),
@@ -136,6 +140,34 @@ impl Inner {
         let from = self.bytes.len();
         parts.into_iter().for_each(|part| self.bytes.extend_from_slice(part));
         (from, self.bytes.len())
+    }
+
+    /// Takes in a change of the key at `key`, the last of the bytes, whose place was looked for.
+    fn enter(
+        &mut self,
+        tree: TreeId,
+        key: Place,
+        value: Option<&[u8]>,
+        found: Result<usize, usize>,
+        leaf: Option<Hint>,
+    ) {
+        let (row, old) = match found {
+            Ok(place) => {
+                self.bytes.truncate(key.0);
+                let row = self.order[tree.index()][place];
+                (row, Some(self.row(row).value))
+            }
+            Err(place) => {
+                let row = u32::try_from(self.rows.len()).expect("a group has few changes");
+                let head = Head::of(self.bytes(key));
+                self.rows.push(Row { tree, head, key, value: None, leaf });
+                self.order[tree.index()].insert(place, row);
+                (row, None)
+            }
+        };
+        let value = value.map(|value| self.keep([value, &[]]));
+        self.rows[row as usize].value = value;
+        self.undo.push(Undo { row, old });
     }
 }
 
@@ -228,9 +260,11 @@ impl Stage {
         (inner.find(tree, key), seen.leaf.filter(|leaf| self.forest.spans(*leaf, key)))
     }
 
-    /// The order of some trees has changed.
-    fn forget_gaps(&self) {
-        self.seen.borrow_mut().iter_mut().flatten().for_each(|seen| seen.gap = None);
+    /// The order of a tree has changed, or will.
+    fn forget_gap(&self, tree: TreeId) {
+        if let Some(seen) = &mut self.seen.borrow_mut()[tree.index()] {
+            seen.gap = None;
+        }
     }
 
     /// What the forest loses from now on may be what was touched.
@@ -311,6 +345,30 @@ impl Stage {
         Ok(found)
     }
 
+    /// Whether nothing of a tree is changed.
+    pub(crate) fn is_free_of(&self, tree: TreeId) -> bool {
+        self.inner.borrow().order[tree.index()].is_empty()
+    }
+
+    /// Whether a key lies between the first and the last one of a leaf, which then holds it.
+    pub(crate) fn spans(&self, leaf: Hint, key: &[u8]) -> bool {
+        self.forest.spans(leaf, key)
+    }
+
+    /// Shows what the tree alone has, of a stage that holds or not: the last entry at or before `from`, and every one from there up to
+    /// `until`, with its leaf where that is held. Gives the leaf of `from`; `near` is one that may be it.
+    pub(crate) fn around(
+        &self,
+        tree: TreeId,
+        from: &[u8],
+        until: &[u8],
+        near: Option<Hint>,
+        show: impl FnMut(&[u8], &[u8], Option<Hint>),
+    ) -> Result<Option<Hint>, Miss> {
+        self.before_touch();
+        self.forest.around_held(tree, from, until, near, show)
+    }
+
     pub(crate) fn put(&self, tree: TreeId, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
         self.change(tree, &[], key.as_ref(), Some(value.as_ref()));
     }
@@ -324,23 +382,16 @@ impl Stage {
         let inner = &mut *self.inner.borrow_mut();
         let key = inner.keep([start, rest]);
         let (found, leaf) = self.known(inner, tree, inner.bytes(key));
-        let (row, old) = match found {
-            Ok(place) => {
-                inner.bytes.truncate(key.0);
-                let row = inner.order[tree.index()][place];
-                (row, Some(inner.row(row).value))
-            }
-            Err(place) => {
-                let row = u32::try_from(inner.rows.len()).expect("a group has few changes");
-                let head = Head::of(inner.bytes(key));
-                inner.rows.push(Row { tree, head, key, value: None, leaf });
-                inner.order[tree.index()].insert(place, row);
-                (row, None)
-            }
-        };
-        let value = value.map(|value| inner.keep([value, &[]]));
-        inner.rows[row as usize].value = value;
-        inner.undo.push(Undo { row, old });
+        inner.enter(tree, key, value, found, leaf);
+    }
+
+    /// The same of a key whose leaf is known, and held.
+    pub(crate) fn change_in(&self, tree: TreeId, key: &[u8], value: Option<&[u8]>, leaf: Option<Hint>) {
+        self.forget_gap(tree);
+        let inner = &mut *self.inner.borrow_mut();
+        let key = inner.keep([key, &[]]);
+        let found = inner.find(tree, inner.bytes(key));
+        inner.enter(tree, key, value, found, leaf);
     }
 
     /// What changed since the last savepoint stays.
@@ -352,7 +403,7 @@ impl Stage {
 
     /// Takes back what changed since the last savepoint.
     pub(crate) fn rollback(&self) {
-        self.forget_gaps();
+        TreeId::ALL.into_iter().for_each(|tree| self.forget_gap(tree));
         let inner = &mut *self.inner.borrow_mut();
         while let Some(Undo { row, old }) = inner.undo.pop() {
             if let Some(value) = old {
@@ -419,7 +470,7 @@ impl Stage {
     /// Puts the changes into the trees. A change that is in is taken off the stage, so that a miss, which
     /// only a lost pin can cause, continues where it stopped.
     pub(crate) fn mutate(&self) -> Result<(), Miss> {
-        self.forget_gaps();
+        TreeId::ALL.into_iter().for_each(|tree| self.forget_gap(tree));
         let inner = &mut *self.inner.borrow_mut();
         let each = inner.order.iter().flatten().map(|row| {
             let row = inner.row(*row);

@@ -99,15 +99,7 @@ impl Forest {
         read: impl FnOnce(&[u8]) -> R,
     ) -> Result<(Option<R>, Option<Hint>), Miss> {
         let inner = &mut *self.0.inner.borrow_mut();
-        let (at, found) = match near.and_then(|hint| inner.cache.known(tree, hint, key)) {
-            Some(known) => known,
-            None => {
-                let Some(leaf) = inner.touch_above(tree, key)? else { return Ok((None, None)) };
-                let at = inner.find(tree, leaf, 0)?;
-                (at, inner.cache.node(at).search(key))
-            }
-        };
-        inner.cache.touch(at);
+        let Some((at, found)) = inner.hold(tree, key, near)? else { return Ok((None, None)) };
         let (Ok(place) | Err(place)) = found;
         let value = found.ok().map(|i| read(inner.cache.node(at).value(i)));
         Ok((value, Some(inner.cache.hint(at, place))))
@@ -166,6 +158,60 @@ impl Forest {
             return Ok((Some(read(node.key(i), node.value(i))), leaf));
         }
         Ok((inner.seek(tree, from, Way::Down)?.map(|path| inner.read(&path, read)), leaf))
+    }
+
+    /// Shows the last entry at or before `from`, and every one behind that up to `until`, with its leaf if that is the one that holds
+    /// `from`: the way to it comes under the protection of the open epochs, the leaf is given. `near` need not be true.
+    ///
+    /// # Errors
+    /// [`Miss`].
+    pub(crate) fn around_held(
+        &self,
+        tree: TreeId,
+        from: &[u8],
+        until: &[u8],
+        near: Option<Hint>,
+        mut show: impl FnMut(&[u8], &[u8], Option<Hint>),
+    ) -> Result<Option<Hint>, Miss> {
+        let inner = &mut *self.0.inner.borrow_mut();
+        let Some((at, found)) = inner.hold(tree, from, near)? else { return Ok(None) };
+        let behind = found.map_or_else(|place| place, |place| place + 1);
+        let node = inner.cache.node(at);
+        let leaf = |place| Some(inner.cache.hint(at, place));
+        match behind.checked_sub(1) {
+            Some(place) => show(node.key(place), node.value(place), leaf(place)),
+            None => {
+                if let Some(path) = inner.seek(tree, from, Way::Down)? {
+                    inner.read(&path, |key, value| show(key, value, None));
+                }
+            }
+        }
+        for place in behind..node.count() {
+            if node.key(place) > until {
+                return Ok(leaf(behind));
+            }
+            show(node.key(place), node.value(place), leaf(place));
+        }
+        // The leaf has ended, and what follows may lie in the next one.
+        let last = node.count().checked_sub(1).filter(|last| *last >= behind);
+        let mut past = last.map_or(from, |last| node.key(last)).to_vec();
+        past.push(0);
+        let mut path = inner.seek(tree, &past, Way::Up)?;
+        while let Some(mut place) = path {
+            let key = inner.read(&place, |key, value| {
+                let shown = key <= until;
+                if shown {
+                    show(key, value, None);
+                }
+                shown.then(|| key.to_vec())
+            });
+            let Some(key) = key else { break };
+            if let Some(leaf) = place.last_mut() {
+                leaf.index += 1;
+            }
+            path = inner.settle(tree, place, Way::Up, &key)?;
+        }
+        Ok(leaf(behind))
     }
 
     /// Whether a key lies between the first and the last one of a leaf, which then holds it.
@@ -316,6 +362,25 @@ impl Inner {
             next = node.child(node.child_index(key));
         }
         Ok((root.height > 0).then_some(next))
+    }
+
+    /// The leaf of `key`, and where in it; the way there comes under the protection of the open epochs. Nothing in an empty tree.
+    fn hold(
+        &mut self,
+        tree: TreeId,
+        key: &[u8],
+        near: Option<Hint>,
+    ) -> Result<Option<(usize, Result<usize, usize>)>, Miss> {
+        let (at, found) = match near.and_then(|hint| self.cache.known(tree, hint, key)) {
+            Some(known) => known,
+            None => {
+                let Some(leaf) = self.touch_above(tree, key)? else { return Ok(None) };
+                let at = self.find(tree, leaf, 0)?;
+                (at, self.cache.node(at).search(key))
+            }
+        };
+        self.cache.touch(at);
+        Ok(Some((at, found)))
     }
 
     /// The pointer to the leaf of `key`; none in an empty tree. Leaves the finger on the node above it.
