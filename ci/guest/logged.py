@@ -15,9 +15,10 @@ from scenario import run, scenario
 
 SLOW = 120
 LOG, CLIENT = pathlib.Path("disk.log"), pathlib.Path("client")
-WORKERS, KEYS, ANSWERS = 8, 5, 80
-# Inside of a journal record, and beside it; one unit, and several.
-SIZES = [700, 9_000, 40_000, 3_000, 150_000, 70_000, 16_384, 1_000]
+# Each life has so many answers, then a checkpoint if none came with them, and a few more.
+WORKERS, KEYS, ANSWERS, AFTER, MOST = 8, 5, 60, 15, 400
+# Inside of a journal record, whose room is what starts a checkpoint, and beside it; one unit, and several.
+SIZES = [700, 16_384, 40_000, 14_000, 150_000, 16_000, 16_384, 15_000]
 state = {"content": 0}
 lock = threading.Lock()
 
@@ -102,18 +103,32 @@ def work(worker, life, answers, end):
             h.check(status is None or end.is_set(), f"{words}: {status}")
 
 
+def checkpoints():
+    return h.cobalt_json("status", "--config", "/tmp/c/cobalt.toml")["counters"]["checkpoints"]
+
+
 def life(number):
     process, answers, end = started(), threading.Semaphore(0), threading.Event()
     workers = [threading.Thread(target=work, args=(n, number, answers, end)) for n in range(WORKERS)]
     for worker in workers:
         worker.start()
-    for _ in range(ANSWERS):
-        h.check(answers.acquire(timeout=SLOW), "no answer comes")
+
+    def wait(count):
+        for _ in range(count):
+            h.check(answers.acquire(timeout=SLOW), "no answer comes")
+        return count
+
+    told = wait(ANSWERS)
+    while not checkpoints():
+        h.check(told < MOST, f"{told} answers, and no checkpoint")
+        told += wait(AFTER)
+    told += wait(AFTER)
+    done = checkpoints()
     end.set()
     process.kill()
     for worker in workers:
         worker.join(SLOW)
-    return f"killed after {ANSWERS} answers, the log at {length() >> 20} MiB"
+    return f"killed after {told} answers and {done} checkpoints, the log at {length() >> 20} MiB"
 
 
 @scenario

@@ -16,6 +16,9 @@ use std::sync::Arc;
 /// Bytes of a block of an object's body.
 const BLOCK: usize = 4096;
 
+/// Superblock generation and mount epoch of a state: a start makes one of each, a checkpoint another generation.
+pub type Mark = (u64, u64);
+
 #[derive(Clone)]
 pub struct Judge {
     pub client: Rc<Client>,
@@ -39,7 +42,7 @@ impl Judge {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn judge(&self, image: &mut Vec<u8>, cut: u64, start: bool) -> Result<(), String> {
+    pub fn judge(&self, image: &mut Vec<u8>, cut: u64, start: bool) -> Result<Mark, String> {
         let base = Arc::new(std::mem::take(image));
         let (disk, judge) = (ImageDisk::volatile(base.clone()), self.clone());
         let reactor = Reactor::new_virtual(1).expect("an eventfd");
@@ -50,9 +53,10 @@ impl Judge {
         told
     }
 
-    async fn state(&self, ctx: &Ctx, disk: &ImageDisk, cut: u64, start: bool) -> Result<(), String> {
+    async fn state(&self, ctx: &Ctx, disk: &ImageDisk, cut: u64, start: bool) -> Result<Mark, String> {
         self.fsck(ctx, disk, false).await?;
         let store = self.open(ctx, disk, true).await?;
+        let mark = (store.status().generation, store.status().epoch);
         self.client.compare(&self.objects(&store).await?, cut)?;
         drop(store);
         if start {
@@ -64,7 +68,7 @@ impl Judge {
                 .compare(&self.objects(&store).await?, cut)
                 .map_err(|e| format!("after a start: {e}"))?;
         }
-        Ok(())
+        Ok(mark)
     }
 
     fn regions(&self, disk: &ImageDisk) -> Regions {

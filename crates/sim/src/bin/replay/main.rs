@@ -1,7 +1,7 @@
 //! `replay LOG CLIENT DISK_BYTES META_BYTES`: takes the write log of a disk on which a process was killed, and makes every state
-//! that the power could have left at any moment: each prefix of the log, and, of the writes that no flush had covered there,
-//! subsets. Each is checked by fsck, opened, and held against what a client was told (`CLIENT`, written outside of the machine).
-//! Prints one line of counts.
+//! that the power could have left at any moment: each prefix of the log, of the writes that no flush had covered there
+//! subsets, and of the last write of a prefix some of its sectors. Each is checked by fsck, opened, and held against what a client
+//! was told (`CLIENT`, written outside of the machine). Prints one line of counts.
 //!
 //! `--without-flushes` is the proof that this can fail: writes are lost although a flush covered them, and somebody must notice.
 
@@ -10,10 +10,13 @@ mod judge;
 mod log;
 
 use client::Client;
-use judge::Judge;
+use cobalt_base::BLOCK_SIZE;
+use cobalt_store::geometry::SLOTS;
+use judge::{Judge, Mark};
 use log::{Entry, What};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::process::ExitCode;
 
@@ -25,6 +28,13 @@ const SAMPLES: usize = 8;
 const SAMPLES_BETWEEN: usize = 1;
 /// Most subsets in all.
 const SUBSETS_MAX: u64 = 4000;
+/// What the disk writes whole or not at all: its logical block, since it promises no more (AWUPF 0).
+const SECTOR: usize = 512;
+/// A write is torn behind its first sector, before its last one, at so many random places, and so often into random sectors.
+const TORN_AT: usize = 1;
+const TORN_INTO: usize = 1;
+/// Most torn writes in all, those of superblocks apart.
+const TORN_MAX: u64 = 4000;
 /// One in so many states is started, stopped and checked again.
 const START_ONE_IN: u64 = 16;
 /// Disks without their flushes, one in how many of whose writes is lost.
@@ -64,14 +74,26 @@ struct Replay {
     laid_out: usize,
 }
 
+/// Bytes of a disk from one on.
+type Change<'a> = (usize, Cow<'a, [u8]>);
+
+/// Some sectors of a change.
+fn sectors_of<'a>((at, bytes): &'a Change<'_>, sectors: &'a [usize]) -> impl Iterator<Item = Change<'a>> {
+    sectors.iter().map(move |n| (at + n * SECTOR, Cow::Borrowed(&bytes[n * SECTOR..(n + 1) * SECTOR])))
+}
+
 /// How often what was tried.
 #[derive(Default)]
 struct Counts {
+    states: u64,
     prefixes: u64,
     subsets: u64,
     sampled: u64,
+    torn: u64,
+    torn_superblocks: u64,
     started: u64,
     most_pending: usize,
+    marks: BTreeSet<Mark>,
 }
 
 impl Replay {
@@ -90,40 +112,13 @@ impl Replay {
         Ok(Replay { log, entries, disk, judge, laid_out })
     }
 
-    /// Does to an image what an entry says. Gives what was there.
-    fn apply(&self, entry: &Entry, image: &mut [u8]) -> Option<(usize, Vec<u8>)> {
-        let (at, data) = match &entry.what {
-            What::Flush => return None,
-            What::Write { at, data } => (*at, Some(&self.log[data.clone()])),
-            What::Discard(range) => (range.start, None),
-        };
-        let len = match &entry.what {
-            What::Discard(range) => range.len(),
-            _ => data.map_or(0, <[u8]>::len),
-        };
-        let held = image[at..at + len].to_vec();
-        match data {
-            Some(data) => image[at..at + len].copy_from_slice(data),
-            None => image[at..at + len].fill(0xdd),
+    /// What an entry does to a disk: these bytes are there from this one on.
+    fn change(&self, entry: &Entry) -> Option<Change<'_>> {
+        match &entry.what {
+            What::Flush => None,
+            What::Write { at, data } => Some((*at, Cow::Borrowed(&self.log[data.clone()]))),
+            What::Discard(range) => Some((range.start, Cow::Owned(vec![0xdd; range.len()]))),
         }
-        Some((at, held))
-    }
-
-    /// Shows an image with those of the pending writes that are kept, a bit each; it is as it was afterwards.
-    fn with(
-        &self,
-        image: &mut Vec<u8>,
-        pending: &[usize],
-        kept: u64,
-        see: impl FnOnce(&mut Vec<u8>) -> Result<(), String>,
-    ) -> Result<(), String> {
-        let some = pending.iter().enumerate().filter(|(n, _)| kept >> n & 1 == 1);
-        let old: Vec<_> = some.filter_map(|(_, at)| self.apply(&self.entries[*at], image)).collect();
-        let seen = see(image);
-        for (at, held) in old.into_iter().rev() {
-            image[at..at + held.len()].copy_from_slice(&held);
-        }
-        seen
     }
 
     fn states(&self) -> Result<String, String> {
@@ -133,8 +128,8 @@ impl Replay {
         let mut rng = StdRng::seed_from_u64(1);
         for (n, entry) in self.entries.iter().enumerate() {
             if matches!(entry.what, What::Flush) {
-                for at in pending.drain(..) {
-                    self.apply(&self.entries[at], &mut image);
+                for (at, bytes) in pending.drain(..).filter_map(|n| self.change(&self.entries[n])) {
+                    image[at..at + bytes.len()].copy_from_slice(&bytes);
                 }
             } else {
                 pending.push(n);
@@ -156,20 +151,72 @@ impl Replay {
                     false if pending.len() > SUBSETS_OF => counts.sampled += 1,
                     false => counts.subsets += 1,
                 }
-                let states = counts.prefixes + counts.subsets + counts.sampled;
-                let start = states.is_multiple_of(START_ONE_IN);
-                counts.started += u64::from(start);
-                self.with(&mut image, &pending, kept, |image| self.judge.judge(image, entry.end, start))
-                    .map_err(|why| {
-                        format!(
-                            "after entry {n} of {}, of {} unflushed writes kept {kept:b}: {why}",
-                            self.entries.len(),
-                            pending.len()
-                        )
-                    })?;
+                let some = pending.iter().enumerate().filter(|(bit, _)| kept >> bit & 1 == 1);
+                let some = some.filter_map(|(_, n)| self.change(&self.entries[*n])).collect();
+                self.state(&mut image, entry.end, some, &mut counts).map_err(|why| {
+                    format!("after entry {n}, of {} unflushed writes kept {kept:b}: {why}", pending.len())
+                })?;
+            }
+            let last = self.change(entry);
+            for sectors in self.tears(entry, &mut counts, &mut rng) {
+                let whole = pending.iter().take(pending.len() - 1).map(|n| &self.entries[*n]);
+                let mut some: Vec<Change> = whole.filter_map(|entry| self.change(entry)).collect();
+                some.extend(last.iter().flat_map(|last| sectors_of(last, &sectors)));
+                self.state(&mut image, entry.end, some, &mut counts)
+                    .map_err(|why| format!("entry {n}, of whose sectors {sectors:?} were written: {why}"))?;
             }
         }
         Ok(self.line(&counts))
+    }
+
+    /// Judges one state: what is durable, and these changes. The image is as it was afterwards.
+    fn state(
+        &self,
+        image: &mut Vec<u8>,
+        cut: u64,
+        some: Vec<Change<'_>>,
+        counts: &mut Counts,
+    ) -> Result<(), String> {
+        counts.states += 1;
+        let start = counts.states.is_multiple_of(START_ONE_IN);
+        counts.started += u64::from(start);
+        let mut held = Vec::new();
+        for (at, bytes) in some {
+            let range = at..at + bytes.len();
+            held.push((range.clone(), image[range.clone()].to_vec()));
+            image[range].copy_from_slice(&bytes);
+        }
+        let mark = self.judge.judge(image, cut, start);
+        for (range, bytes) in held.into_iter().rev() {
+            image[range].copy_from_slice(&bytes);
+        }
+        counts.marks.insert(mark?);
+        Ok(())
+    }
+
+    /// Which sectors of a write are kept, each time others, and never all.
+    fn tears(&self, entry: &Entry, counts: &mut Counts, rng: &mut StdRng) -> BTreeSet<Vec<usize>> {
+        let What::Write { at, data } = &entry.what else { return BTreeSet::new() };
+        let sectors = data.len() / SECTOR;
+        let superblock = self.is_superblock(*at);
+        if sectors < 2 || (counts.torn >= TORN_MAX && !superblock) {
+            return BTreeSet::new();
+        }
+        let ends = [1, sectors - 1].into_iter().chain((0..TORN_AT).map(|_| rng.random_range(1..sectors)));
+        let mut tears: BTreeSet<Vec<usize>> = ends.map(|end| (0..end).collect()).collect();
+        for _ in 0..TORN_INTO {
+            let lost = rng.random_range(0..sectors);
+            tears.insert((0..sectors).filter(|n| *n != lost && rng.random()).collect());
+        }
+        counts.torn += tears.len() as u64;
+        counts.torn_superblocks += if superblock { tears.len() as u64 } else { 0 };
+        tears
+    }
+
+    /// Both ends of the meta region have a copy of each slot.
+    fn is_superblock(&self, at: usize) -> bool {
+        let (at, meta, len) = (at as u64, self.judge.meta, SLOTS * BLOCK_SIZE);
+        at < len || (meta - len..meta).contains(&at)
     }
 
     /// Which pending writes are kept, a bit each. All of them are the prefix.
@@ -194,8 +241,10 @@ impl Replay {
     fn line(&self, counts: &Counts) -> String {
         let of = |is: fn(&What) -> bool| self.entries.iter().filter(|entry| is(&entry.what)).count();
         let (operations, acknowledged) = self.judge.client.counts();
+        let epochs: BTreeSet<u64> = counts.marks.iter().map(|mark| mark.1).collect();
+        let checkpoints = counts.marks.len() - epochs.len();
         format!(
-            "{} entries ({} writes, {} flushes, {} discards), {} since the target was laid out; {operations} operations, {acknowledged} acknowledged; {} prefixes, {} subsets of up to {SUBSETS_OF} unflushed writes (all before a flush), {} of up to {} (each one lost, and samples; at most {SUBSETS_MAX} in all); {} started and stopped",
+            "{} entries ({} writes, {} flushes, {} discards), {} since the target was laid out; {operations} operations, {acknowledged} acknowledged; {} prefixes, {} subsets of up to {SUBSETS_OF} unflushed writes (all before a flush), {} of up to {} (each one lost, and samples; at most {SUBSETS_MAX} in all); {} torn writes of sectors of {SECTOR} (at most {TORN_MAX} beside superblocks), {} of them of superblocks; {checkpoints} checkpoints in {} starts; {} started and stopped",
             self.entries.len(),
             of(|what| matches!(what, What::Write { .. })),
             of(|what| matches!(what, What::Flush)),
@@ -205,6 +254,9 @@ impl Replay {
             counts.subsets,
             counts.sampled,
             counts.most_pending,
+            counts.torn,
+            counts.torn_superblocks,
+            epochs.len(),
             counts.started,
         )
     }
@@ -217,8 +269,10 @@ impl Replay {
             let end = rng.random_range(self.laid_out..self.entries.len());
             let mut image = vec![0; self.disk];
             for (n, entry) in self.entries[..=end].iter().enumerate() {
-                if n < self.laid_out || rng.random_range(0..LOST_ONE_IN) > 0 {
-                    self.apply(entry, &mut image);
+                if (n < self.laid_out || rng.random_range(0..LOST_ONE_IN) > 0)
+                    && let Some((at, bytes)) = self.change(entry)
+                {
+                    image[at..at + bytes.len()].copy_from_slice(&bytes);
                 }
             }
             if let Err(why) = self.judge.judge(&mut image, self.entries[end].end, false) {
