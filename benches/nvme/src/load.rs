@@ -109,6 +109,8 @@ async fn open(ctx: &Ctx, address: cobalt_nvme::vfio::PciAddress, limits: Limits)
     Ok((arena, controller))
 }
 
+type Answer = OneReceiver<Result<Option<Buf>, IoError>>;
+
 struct Load {
     bdev: NvmeBdev<VfioFunction>,
     work: Work,
@@ -116,7 +118,9 @@ struct Load {
     seed: u64,
     idle: Vec<Buf>,
     /// What is in flight; of a write, its memory.
-    flying: Vec<(OneReceiver<Result<Option<Buf>, IoError>>, Option<cobalt_dma::Slice>)>,
+    flying: Vec<(Answer, Option<cobalt_dma::Slice>)>,
+    /// Answers that have arrived, for the next ones.
+    used: Vec<Answer>,
     done: u64,
     tally: Tally,
 }
@@ -137,7 +141,8 @@ impl Load {
         let idle = idle.ok_or("the arena is smaller than what is to be in flight")?;
         let places = bdev.identify().size / work.len as u64;
         let flying = Vec::with_capacity(work.depth);
-        Ok(Load { bdev, work, places, seed: 1, idle, flying, done: 0, tally: Tally::default() })
+        let used = Vec::with_capacity(work.depth);
+        Ok(Load { bdev, work, places, seed: 1, idle, flying, used, done: 0, tally: Tally::default() })
     }
 
     async fn measure(&mut self, ctx: &Ctx) -> Outcome<()> {
@@ -215,7 +220,8 @@ impl Load {
                 at += 1;
                 continue;
             };
-            let (_, data) = self.flying.swap_remove(at);
+            let (used, data) = self.flying.swap_remove(at);
+            self.used.push(used);
             let buf = answer.ok_or("an operation was dropped")??;
             self.idle.extend(buf.or_else(|| data.and_then(|data| data.try_thaw().ok())));
             self.done += 1;
@@ -227,8 +233,10 @@ impl Load {
         // A linear congruential generator's upper bits: any places will do.
         self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let offset = (self.seed >> 33) % self.places * self.work.len as u64;
-        // What the answer travels in is the caller's.
-        let (done, answer) = Done::pair();
+        // What the answer travels in is the caller's: one for each that is in flight.
+        let used = self.used.pop();
+        let again = used.and_then(|mut answer| Some((Done::again(&mut answer)?, answer)));
+        let (done, answer) = again.unwrap_or_else(Done::pair);
         let (op, data) = if self.work.write {
             let data = buf.freeze();
             (Op::Write { offset, data: WriteData::from_iter([data.clone()]), fua: false }, Some(data))

@@ -3,7 +3,7 @@
 use cobalt_dma::{Buf, Slice};
 use cobalt_reactor::sync::{OneReceiver, OneSender, Permit, Semaphore, oneshot};
 use smallvec::SmallVec;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 /// What a device is. Backends answer truthfully: durability rests on `volatile_cache`.
@@ -65,21 +65,30 @@ pub struct Done {
     answer: OneSender<Result<Option<Buf>, IoError>>,
     /// Held until the backend is done, not until the task that waits is: so many are in flight in truth.
     _room: Option<Permit>,
-    counters: Rc<Cell<IoCounters>>,
+    counters: Option<Rc<Cell<IoCounters>>>,
 }
+
+/// Where the answer to an operation arrives.
+type Answer = OneReceiver<Result<Option<Buf>, IoError>>;
 
 impl Done {
     /// One that nothing counts, and where its answer arrives: for those who drive a backend without a [`Device`].
     #[cfg(any(test, feature = "conformance"))]
-    pub fn pair() -> (Done, OneReceiver<Result<Option<Buf>, IoError>>) {
+    pub fn pair() -> (Done, Answer) {
         let (answer, receiver) = oneshot();
-        (Done { answer, _room: None, counters: Rc::default() }, receiver)
+        (Done { answer, _room: None, counters: None }, receiver)
+    }
+
+    /// Another one, whose answer arrives where one has arrived before.
+    #[cfg(any(test, feature = "conformance"))]
+    pub fn again(receiver: &mut Answer) -> Option<Done> {
+        Some(Done { answer: receiver.again()?, _room: None, counters: None })
     }
 
     /// Answers. The backend has let go of all of the operation's memory but `buf`.
     pub fn send(self, result: Result<Option<Buf>, IoError>) {
-        if result.is_err() {
-            count(&self.counters, |c| c.errors += 1);
+        if let (Err(_), Some(counters)) = (&result, &self.counters) {
+            count(counters, |c| c.errors += 1);
         }
         self.answer.send(result);
     }
@@ -132,6 +141,8 @@ pub struct Device {
     bdev: Rc<dyn Bdev>,
     room: Semaphore,
     counters: Rc<Cell<IoCounters>>,
+    /// What answers of earlier operations arrived in: an operation takes no memory of its own.
+    spare: Rc<RefCell<Vec<Answer>>>,
     /// FUA is believed.
     fua: bool,
 }
@@ -140,7 +151,8 @@ impl Device {
     /// Wraps a backend.
     pub fn new(bdev: Rc<dyn Bdev>) -> Device {
         let depth = u64::from(bdev.identify().depth);
-        Device { bdev, room: Semaphore::new(depth), counters: Rc::default(), fua: true }
+        let (room, counters, spare) = (Semaphore::new(depth), Rc::default(), Rc::default());
+        Device { bdev, room, counters, spare, fua: true }
     }
 
     /// The same device, whose word on FUA is not taken: what is to be durable is written, then flushed.
@@ -261,10 +273,14 @@ impl Device {
 
     async fn run(&self, op: Op) -> Result<Option<Buf>, IoError> {
         let room = self.room.acquire(1).await;
-        let (answer, receiver): (_, OneReceiver<_>) = oneshot();
-        let done = Done { answer, _room: Some(room), counters: self.counters.clone() };
+        let spare = self.spare.borrow_mut().pop();
+        let again = spare.and_then(|mut receiver| Some((receiver.again()?, receiver)));
+        let (answer, mut receiver) = again.unwrap_or_else(oneshot);
+        let done = Done { answer, _room: Some(room), counters: Some(self.counters.clone()) };
         self.bdev.submit(Io { op, done });
-        receiver.await.unwrap_or(Err(IoError::Gone))
+        let result = (&mut receiver).await.unwrap_or(Err(IoError::Gone));
+        self.spare.borrow_mut().push(receiver);
+        result
     }
 
     fn check(&self, op: &'static str, offset: u64, len: u64) -> Result<(), IoError> {
@@ -315,6 +331,28 @@ mod tests {
             self.asked.borrow_mut().push(what);
             io.done.send(result);
         }
+    }
+
+    #[test]
+    fn an_answer_arrives_in_the_memory_of_an_earlier_one() {
+        let reactor = Reactor::new_virtual(1).unwrap();
+        let ctx = reactor.ctx();
+        reactor.block_on(async move {
+            let arena = Arena::new(ArenaConfig { limit: 1 << 20 }).unwrap();
+            let device = Device::new(Rc::new(MemBdev::new(1 << 20)));
+            for _ in 0..10 {
+                let buf = device.read(0, arena.try_alloc(4096).unwrap()).await.unwrap();
+                assert_eq!((buf.len(), device.spare.borrow().len()), (4096, 1));
+            }
+            let both = [(); 2].map(|()| {
+                let (device, buf) = (device.clone(), arena.try_alloc(4096).unwrap());
+                ctx.spawn(async move { device.read(4096, buf).await.map(drop) })
+            });
+            for read in both {
+                read.await.unwrap();
+            }
+            assert!((1..=2).contains(&device.spare.borrow().len()), "no more than were in flight");
+        });
     }
 
     #[test]

@@ -41,9 +41,10 @@ impl Shared {
         self.iova
     }
 
-    fn at<T>(&self, offset: usize) -> *mut T {
+    /// Where a `T` lies, to be accessed by words.
+    fn at<T, Word>(&self, offset: usize) -> *mut Word {
         assert!(
-            offset + size_of::<T>() <= self.pages.capacity() && offset.is_multiple_of(align_of::<T>()),
+            offset + size_of::<T>() <= self.pages.capacity() && offset.is_multiple_of(align_of::<Word>()),
             "byte {offset} is outside of {} shared bytes or unaligned",
             self.pages.capacity()
         );
@@ -52,7 +53,7 @@ impl Shared {
 
     /// Reads a word.
     pub fn read32(&self, offset: usize) -> u32 {
-        let at = self.at::<u32>(offset);
+        let at = self.at::<u32, u32>(offset);
         // SAFETY: `at` checks that the word lies within the pages, which `self.pages` keeps mapped, and is aligned.
         #[expect(unsafe_code)]
         let word = unsafe { at.read_volatile() };
@@ -61,7 +62,7 @@ impl Shared {
 
     /// Writes a word.
     pub fn write32(&self, offset: usize, value: u32) {
-        let at = self.at::<u32>(offset);
+        let at = self.at::<u32, u32>(offset);
         // SAFETY: as for `read32`; no reference into the pages exists, so none is invalidated.
         #[expect(unsafe_code)]
         unsafe {
@@ -71,7 +72,7 @@ impl Shared {
 
     /// Writes a double word.
     pub fn write64(&self, offset: usize, value: u64) {
-        let at = self.at::<u64>(offset);
+        let at = self.at::<u64, u64>(offset);
         // SAFETY: as for `write32`.
         #[expect(unsafe_code)]
         unsafe {
@@ -79,11 +80,15 @@ impl Shared {
         }
     }
 
-    /// Reads a structure word by word.
+    /// Reads a structure of whole double words.
     pub fn read<T: FromBytes + IntoBytes>(&self, offset: usize) -> T {
-        let mut out = T::new_zeroed();
-        for (n, word) in out.as_mut_bytes().chunks_exact_mut(4).enumerate() {
-            word.copy_from_slice(&self.read32(offset + 4 * n).to_le_bytes());
+        const { assert!(size_of::<T>().is_multiple_of(8)) };
+        let (mut out, from) = (T::new_zeroed(), self.at::<T, u64>(offset));
+        for (n, word) in out.as_mut_bytes().chunks_exact_mut(8).enumerate() {
+            // SAFETY: as for `read32`; `n` double words behind `from` are within the structure that `at` has checked.
+            #[expect(unsafe_code)]
+            let now = unsafe { from.wrapping_add(n).read_volatile() };
+            word.copy_from_slice(&u64::from_le(now).to_le_bytes());
         }
         out
     }
@@ -91,9 +96,14 @@ impl Shared {
     /// Writes a structure of whole double words.
     pub fn write<T: IntoBytes + Immutable>(&self, offset: usize, value: &T) {
         const { assert!(size_of::<T>().is_multiple_of(8)) };
+        let to = self.at::<T, u64>(offset);
         for (n, word) in value.as_bytes().chunks_exact(8).enumerate() {
             let word = u64::from_le_bytes(word.try_into().expect("a chunk of eight bytes"));
-            self.write64(offset + 8 * n, word);
+            // SAFETY: as for `write32`; `n` double words behind `to` are within the structure that `at` has checked.
+            #[expect(unsafe_code)]
+            unsafe {
+                to.wrapping_add(n).write_volatile(word.to_le());
+            }
         }
     }
 }

@@ -49,6 +49,15 @@ impl<T> Drop for OneSender<T> {
     }
 }
 
+impl<T> OneReceiver<T> {
+    /// Uses the same memory for another value, once the sender of the last is gone; a value that nobody took goes with it.
+    pub fn again(&mut self) -> Option<OneSender<T>> {
+        let cell = Rc::get_mut(&mut self.0)?;
+        *cell = OneCell { value: RefCell::new(None), waker: RefCell::new(None), closed: Cell::new(false) };
+        Some(OneSender(self.0.clone()))
+    }
+}
+
 impl<T> Future for OneReceiver<T> {
     type Output = Option<T>;
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
@@ -335,5 +344,19 @@ mod tests {
         assert!(sender.is_wanted());
         drop(receiver);
         assert!(!sender.is_wanted());
+    }
+
+    #[test]
+    fn a_oneshot_is_used_again_once_its_sender_is_gone() {
+        let (sender, mut receiver) = oneshot();
+        assert!(poll(pin!(&mut receiver)).is_pending());
+        assert!(receiver.again().is_none(), "its value is still to come");
+        sender.send(3);
+        let sender = receiver.again().unwrap();
+        assert!(poll(pin!(&mut receiver)).is_pending(), "the value before is not the one that is waited for");
+        sender.send(4);
+        assert_eq!(poll(pin!(&mut receiver)), Poll::Ready(Some(4)));
+        drop(receiver.again());
+        assert_eq!(poll(pin!(&mut receiver)), Poll::Ready(None), "closed without a value");
     }
 }
