@@ -142,12 +142,21 @@ def fsck(where, data=True):
     return cobalt("fsck", *where, *(["--data"] if data else []), timeout=300)
 
 
+_making_clients = threading.Lock()  # boto3's session is not for several threads.
+
+
 def s3(endpoint, read_timeout=60, retries=0, keys=(ACCESS, SECRET), **config):
-    import boto3
-    from botocore.config import Config
-    return boto3.client("s3", endpoint_url=endpoint, aws_access_key_id=keys[0], aws_secret_access_key=keys[1], region_name="us-east-1",
-                        config=Config(retries={"max_attempts": retries, "mode": "standard"}, connect_timeout=5, read_timeout=read_timeout,
-                                      max_pool_connections=64, signature_version="s3v4", s3={"addressing_style": "path"}, **config))
+    with _making_clients:
+        import boto3
+        from botocore.config import Config
+        return boto3.client("s3", endpoint_url=endpoint, aws_access_key_id=keys[0], aws_secret_access_key=keys[1], region_name="us-east-1",
+                            config=Config(retries={"max_attempts": retries, "mode": "standard"}, connect_timeout=5, read_timeout=read_timeout,
+                                          max_pool_connections=64, signature_version="s3v4", s3={"addressing_style": "path"}, **config))
+
+
+def s3_soon():
+    """The first client reads so much that it takes ten seconds and more in a test machine: another processor has time for it."""
+    threading.Thread(target=s3, args=("http://127.0.0.1:1",)).start()
 
 
 def code_of(error):

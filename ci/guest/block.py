@@ -15,6 +15,7 @@ state = {}
 
 def started():
     if "c" not in state:
+        h.s3_soon()
         c = cluster.Cluster(pathlib.Path("/tmp/c"), devices=[f'device = "uring:/dev/nvme0n{i}"' for i in (1, 2, 3)], ready_s=SLOW)
         state["c"] = c.start()
         h.s3(c.endpoint).create_bucket(Bucket="bucket")

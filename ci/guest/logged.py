@@ -59,6 +59,7 @@ def note(line):
 def started():
     config = pathlib.Path("/tmp/c/cobalt.toml")
     if "process" not in state:
+        h.s3_soon()
         address = pci.controllers()[0]
         h.run(h.ROOT / "hugepages/setup", "--pages", 200, "--device", address, env=h.environment(COBALT_BIN=h.BIN))
         config.parent.mkdir()

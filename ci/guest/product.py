@@ -1,14 +1,12 @@
 """The whole product on its own driver: a gateway and three storage processes, each with a controller of its own through
 VFIO; meta and data of the first on two namespaces."""
 
-import importlib
 import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
-import threading
 
 import cluster
 import harness as h
@@ -23,8 +21,7 @@ state = {}
 def prepared():
     """Three controllers with vfio-pci and hugepages for everybody, by the host's own tool."""
     if "addresses" not in state:
-        # Takes seconds, and another processor has time for it.
-        threading.Thread(target=importlib.import_module, args=("boto3",)).start()
+        h.s3_soon()
         addresses = pci.controllers()[:3]
         h.run(h.ROOT / "hugepages/setup", "--pages", 700, *[w for a in addresses for w in ("--device", a)], env=h.environment(COBALT_BIN=h.BIN))
         state["addresses"] = addresses

@@ -1,13 +1,11 @@
 """The daemon under a running systemd, in the steps of docs/operations/nvme.md: an ordinary user, its unit, the host's unit, and
 what is left of it all after a boot."""
 
-import importlib
 import json
 import pathlib
 import shutil
 import subprocess
 import sys
-import threading
 
 import cluster
 import harness as h
@@ -72,8 +70,7 @@ def verify():
 
 @scenario
 def installed_as_it_is_written_it_runs_as_an_ordinary_user():
-    # Takes seconds, and another processor has time for it.
-    threading.Thread(target=importlib.import_module, args=("boto3",)).start()
+    h.s3_soon()
     address = pci.controllers()[0]
     shutil.copy(h.BIN, PROGRAM)
     h.run("useradd", "--system", "cobalt")
