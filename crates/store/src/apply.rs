@@ -179,7 +179,8 @@ fn map_range(stage: &Stage, shape: Shape, lsn: Lsn, map: &Map, fx: &mut Effects)
     {
         return Err(Corrupt::new("map intent", 0, format!("its parts do not agree: {map:?}")).into());
     }
-    let mut row = match (judge_cob(stage, map.fid)?, map.expect) {
+    let found = judge_cob(stage, map.fid)?;
+    let mut row = match (found, map.expect) {
         (Some(row), _) if row.incarnation != map.incarnation => {
             let (have, want) = (row.incarnation, map.incarnation);
             return Err(Halt::Refused(StoreError::Incarnation { have, want }));
@@ -217,7 +218,10 @@ fn map_range(stage: &Stage, shape: Shape, lsn: Lsn, map: &Map, fx: &mut Effects)
     }
     row.blocks = row.blocks.saturating_add(whole.blocks());
     row.size = row.size.max(map.offset + map.len);
-    stage.put(TreeId::Cob, fid_key(COB, map.fid), numbers::of_cob(&row).bytes());
+    // A write over what was written leaves it as it was.
+    if found != Some(row) {
+        stage.put(TreeId::Cob, fid_key(COB, map.fid), numbers::of_cob(&row).bytes());
+    }
     Ok(())
 }
 
