@@ -235,6 +235,11 @@ impl Findings {
                 format!("generation {}, which the journal names", survey.named_anywhere),
                 format!("generation {} at best", sb.generation),
             ),
+            (Decision::StopLost, Some(_)) if survey.next_lsn > survey.floor => journal(
+                survey.end(),
+                format!("the record before lsn {}, which was durable", survey.next_lsn),
+                "none that holds".into(),
+            ),
             (Decision::StopLost, Some(_)) => journal(
                 survey.end(),
                 format!("records up to lsn {}, which were durable", survey.floor),

@@ -65,6 +65,8 @@ pub(crate) struct Survey {
     pub changes: u64,
     /// Headers with transactions beyond the end.
     pub beyond: u64,
+    /// A record that was durable is lost, although no lsn is: an empty one.
+    pub gap: bool,
 }
 
 impl Survey {
@@ -82,6 +84,7 @@ impl Survey {
             epoch: anchor.epoch,
             changes: 0,
             beyond: 0,
+            gap: false,
         }
     }
 
@@ -122,6 +125,10 @@ impl Survey {
             if !planted(Canary::NoDurableLsn) {
                 self.floor = self.floor.max(header.durable);
             }
+            // The next transactions are not where the good records end: what lay between had no lsn, and was durable before
+            // they were issued. What they say may be acknowledged, and hangs on it.
+            let issued_behind = header.first.checked_sub(1) == Some(header.durable) && header.count > 0;
+            self.gap |= issued_behind && header.first == self.next_lsn && header.offset != self.end();
             if header.first <= self.anchor.checkpoint || header.next_lsn() <= self.next_lsn {
                 self.named = self.named.max(header.named);
             }
@@ -135,7 +142,7 @@ impl Survey {
     pub(crate) fn answer(&self, facts: Facts) -> Facts {
         facts
             .with(Fact::Ahead, self.named_anywhere > self.anchor.generation)
-            .with(Fact::Short, self.next_lsn - 1 < self.floor)
+            .with(Fact::Short, self.next_lsn - 1 < self.floor || self.gap)
             .with(Fact::Unnamed, self.named == 0)
             .with(Fact::Beyond, self.beyond > 0)
     }
@@ -288,6 +295,32 @@ mod tests {
         let (decision, kept) = decide(anchor, &found);
         assert_eq!(decision, Decision::Open, "the new epoch's record is chained to the empty one");
         assert_eq!((kept.next_lsn, kept.used, kept.beyond), (5, 5 * 4096, 0));
+    }
+
+    #[test]
+    fn an_empty_record_that_rots_takes_no_acknowledged_one_with_it() {
+        // lsns 1 and 2, an empty record, and lsn 3, which may be acknowledged and which nothing later speaks of.
+        let mut found = ring(4);
+        found[2].header.count = 0;
+        found[3].header.first = 3;
+        found[3].header.durable = 2;
+        assert_eq!(decide(anchor(), &found).1.next_lsn, 4);
+        for torn in [false, true] {
+            let mut hurt = found.clone();
+            if torn {
+                hurt[2].whole = false;
+            } else {
+                hurt.remove(2);
+            }
+            assert_eq!(decide(anchor(), &hurt).0, Decision::StopLost, "{torn}");
+            // Issued together with what is missing, it would be a tail: it landed first.
+            hurt.last_mut().unwrap().header.durable = 1;
+            assert_eq!(decide(anchor(), &hurt).0, Decision::OpenDropTail, "{torn}");
+        }
+        // The empty record at the end itself was never whole: nothing hangs on it.
+        found.truncate(3);
+        found[2].whole = false;
+        assert_eq!(decide(anchor(), &found).0, Decision::Open);
     }
 
     #[test]
